@@ -1,0 +1,152 @@
+"""The parameters of the tag pipeline: all validation, and every derived width."""
+
+import enum
+from dataclasses import dataclass, field, fields
+
+from amaranth.utils import exact_log2
+
+__all__ = ["Barrier", "TagConfig", "SMALL", "DEFAULT", "ECP5", "PRESETS"]
+
+
+class Barrier(enum.Enum):
+    """What a speculative access may do before its branches are resolved."""
+
+    OBLIVIOUS = "oblivious"
+    """Look its tags up and compare them by address only; hold the outcome."""
+
+    DELAY = "delay"
+    """Not even look its tags up."""
+
+    NONE = "none"
+    """Everything: outcomes leave at once. Leaks tags; exists to measure the price of the others."""
+
+
+def _parameter(default, doc):
+    return field(default=default, metadata={"doc": doc})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TagConfig:
+    """Geometry and policy of one :class:`~emte.rtl.TagPipeline`.
+
+    A *tag word* is 64 bits: the 4-bit allocation tags of 16 granules, that is of 256 bytes of data.
+    It is what one probe compares, one AXI beat carries and one row of the data array holds.
+
+    Raises
+    ------
+    ValueError
+        A parameter is out of range, or names something that this version does not build.
+    """
+
+    sets: int = _parameter(64, "sets of the tag cache (a power of two)")
+    ways: int = _parameter(8, "ways of each set (a power of two, at most 16)")
+    line_bytes: int = _parameter(64, "bytes of tags in a line (a power of two, 16 to 128)")
+    mshrs: int = _parameter(1, "refills outstanding at a time; this version has one")
+    held: int = _parameter(16, "accesses that the barrier holds at a time (2 to 64)")
+    branches: int = _parameter(8, "names of unresolved branches (1 to 32)")
+    id_bits: int = _parameter(6, "width of the access ids")
+    pa_bits: int = _parameter(52, "width of physical addresses")
+    memory_bits: int = _parameter(40, "log2 of the largest tagged memory, in bytes")
+    axi_address_bits: int = _parameter(48, "width of addresses on the memory port")
+    axi_id_bits: int = _parameter(4, "width of transaction ids on the memory port")
+    barrier: Barrier = _parameter(Barrier.OBLIVIOUS, "form of the speculation barrier")
+
+    granule_bytes = 16
+    tag_bits = 4
+    word_granules = 16
+    word_bits = 64
+    max_bytes = 512
+    """Largest block of one access: DC ZVA with DCZID_EL0.BS = 7."""
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.name == "barrier":
+                if not isinstance(value, Barrier):
+                    raise ValueError(f"barrier must be a Barrier, not {value!r}")
+            elif isinstance(value, bool) or not isinstance(value, int):
+                raise ValueError(f"{f.name} must be an integer, not {value!r}")
+        self._check_power("sets", 1, 1 << 16)
+        self._check_power("ways", 1, 16)
+        self._check_power("line_bytes", 16, 128)
+        if self.mshrs != 1:
+            raise ValueError(f"mshrs must be 1 in this version, not {self.mshrs!r}")
+        self._check_range("held", 2, 64)
+        self._check_range("branches", 1, 32)
+        self._check_range("id_bits", 1, 16)
+        self._check_range("pa_bits", 32, 52)
+        self._check_range("axi_address_bits", 32, 64)
+        self._check_range("axi_id_bits", 1, 16)
+        smallest = exact_log2(self.sets) + exact_log2(self.line_bytes) + 6
+        self._check_range("memory_bits", smallest, min(self.pa_bits, self.axi_address_bits))
+
+    def _check_power(self, name: str, low: int, high: int) -> None:
+        value = getattr(self, name)
+        if not low <= value <= high or value & (value - 1):
+            raise ValueError(f"{name} must be a power of two from {low} to {high}, not {value!r}")
+
+    def _check_range(self, name: str, low: int, high: int) -> None:
+        value = getattr(self, name)
+        if not low <= value <= high:
+            raise ValueError(f"{name} must be from {low} to {high}, not {value!r}")
+
+    @property
+    def cache_bytes(self) -> int:
+        """Tags that the cache holds, in bytes; one byte covers 32 bytes of data."""
+        return self.sets * self.ways * self.line_bytes
+
+    @property
+    def line_words(self) -> int:
+        """Tag words in a line, and beats in an AXI burst."""
+        return self.line_bytes // 8
+
+    @property
+    def word_index_bits(self) -> int:
+        """Width of the number of a tag word within its line."""
+        return exact_log2(self.line_words)
+
+    @property
+    def set_bits(self) -> int:
+        """Width of a set's number."""
+        return exact_log2(self.sets)
+
+    @property
+    def way_bits(self) -> int:
+        """Width of a way's number."""
+        return exact_log2(self.ways)
+
+    @property
+    def word_address_bits(self) -> int:
+        """Width of the number of a tag word within tag storage."""
+        return self.memory_bits - 8
+
+    @property
+    def line_address_bits(self) -> int:
+        """Width of the number of a line within tag storage."""
+        return self.word_address_bits - self.word_index_bits
+
+    @property
+    def directory_tag_bits(self) -> int:
+        """Width of the part of a line's number that the directory keeps."""
+        return self.line_address_bits - self.set_bits
+
+    @property
+    def bytes_bits(self) -> int:
+        """Width of the size of an access."""
+        return self.max_bytes.bit_length()
+
+    @property
+    def slot_bits(self) -> int:
+        """Width of the number of an entry of the barrier's table."""
+        return (self.held - 1).bit_length()
+
+    @property
+    def branch_bits(self) -> int:
+        """Width of a branch's number."""
+        return (self.branches - 1).bit_length()
+
+
+SMALL = TagConfig(sets=2, ways=2, held=4)
+DEFAULT = TagConfig()
+ECP5 = TagConfig(sets=32, ways=4)
+PRESETS = {"small": SMALL, "default": DEFAULT, "ecp5": ECP5}
