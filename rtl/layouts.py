@@ -25,6 +25,7 @@ __all__ = [
     "admitted_layout",
     "probe_layout",
     "tag_word_layout",
+    "finding_layout",
     "result_layout",
     "verdict_layout",
     "resolve_signature",
@@ -188,7 +189,7 @@ def probe_layout(config: TagConfig) -> data.StructLayout:
             "kind": ProbeKind,
             "word": config.word_address_bits,  # number of the tag word within tag storage
             "mask": config.word_granules,  # granules of it that the access touches
-            "tags": 64,  # STORE: new tags, at their granules
+            "secret_tags": 64,  # STORE: new tags, at their granules
             "address": 64,  # VA of the first byte that the access touches in this word
             "single": 1,  # LDG: return the one masked tag in 3:0
             "asynchronous": 1,  # a mismatch is ASYNC, not TAG_CHECK_FAULT
@@ -204,7 +205,7 @@ def tag_word_layout(config: TagConfig) -> data.StructLayout:
     return data.StructLayout(
         {
             "probe": probe_layout(config),
-            "word": 64,  # secret
+            "secret_word": 64,
             "abort": 1,  # the tags could not be had: EXTERNAL_ABORT
         }
     )
@@ -213,14 +214,13 @@ def tag_word_layout(config: TagConfig) -> data.StructLayout:
 def result_layout(config: TagConfig) -> data.StructLayout:
     """The outcome of an access, for the barrier's eyes only."""
     return data.StructLayout(
-        {
-            "ticket": ticket_layout(config),
-            "outcome": Outcome,  # secret, as all below
-            "far": 64,
-            "wnr": 1,
-            "tags": 64,
-        }
+        {"ticket": ticket_layout(config), "secret_finding": finding_layout()}
     )
+
+
+def finding_layout() -> data.StructLayout:
+    """What the pipeline found out about an access: a verdict without the id."""
+    return data.StructLayout({"outcome": Outcome, "far": 64, "wnr": 1, "tags": 64})
 
 
 def verdict_layout(config: TagConfig) -> data.StructLayout:
