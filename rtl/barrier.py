@@ -198,8 +198,7 @@ class SpeculationBarrier(wiring.Component):
                 waiting_read.addr.eq(table.ready_slot),
                 admit.eq(table.ready | certain_head),
                 queue.o.ready.eq(
-                    queue.o_squashed
-                    | Mux(speculative, table.available, room & ~table.ready)
+                    queue.o_squashed | Mux(speculative, table.available, room & ~table.ready)
                 ),
                 leave.eq(outcome_valid),
                 outcome_ready.eq(verdict_room),

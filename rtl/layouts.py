@@ -213,9 +213,7 @@ def tag_word_layout(config: TagConfig) -> data.StructLayout:
 
 def result_layout(config: TagConfig) -> data.StructLayout:
     """The outcome of an access, for the barrier's eyes only."""
-    return data.StructLayout(
-        {"ticket": ticket_layout(config), "secret_finding": finding_layout()}
-    )
+    return data.StructLayout({"ticket": ticket_layout(config), "secret_finding": finding_layout()})
 
 
 def finding_layout() -> data.StructLayout:
@@ -238,9 +236,7 @@ def verdict_layout(config: TagConfig) -> data.StructLayout:
 
 def resolve_signature(config: TagConfig) -> Signature:
     """A branch of the core is resolved; driven by the core, always accepted."""
-    return Signature(
-        {"valid": Out(1), "branch": Out(config.branch_bits), "mispredicted": Out(1)}
-    )
+    return Signature({"valid": Out(1), "branch": Out(config.branch_bits), "mispredicted": Out(1)})
 
 
 def tfsr_layout() -> data.StructLayout:

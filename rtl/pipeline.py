@@ -1,0 +1,129 @@
+"""The tag pipeline: the units, wired."""
+
+from amaranth.hdl import Module, Signal
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from .access import AccessDecoder
+from .barrier import SpeculationBarrier
+from .config import TagConfig
+from .layouts import (
+    access_layout,
+    control_signature,
+    generate_signature,
+    memory_signature,
+    resolve_signature,
+    tfsr_layout,
+    verdict_layout,
+)
+from .tag_cache import TagCache
+from .tag_check import TagCheck
+from .tag_generator import TagGenerator
+
+__all__ = ["TagPipeline"]
+
+
+class TagPipeline(wiring.Component):
+    """Tag checks for every load and store of a core, and the instructions on tags.
+
+    A certain access that hits is answered 8 cycles after its transfer, if nothing holds it up.
+    Certain accesses of one tag word are sustained at one per cycle. No combinational path leads
+    from an input to an output.
+
+    The core keeps to this contract: ids are unique while outstanding, and free again after their
+    verdict or in the cycle after the resolve that squashed them; an access that crosses a page
+    comes as two; tag operations on memory and requests for tags are sent only when they are
+    certain; a tag store is not sent to a granule at which an unresolved access looks; no branch
+    waits for an access that stands behind a speculative one in ``access``.
+
+    Members
+    -------
+    access : ``In(stream.Signature(access_layout(config)))``
+        One memory access or tag operation per transfer.
+    control : ``In(control_signature(config))``
+        Translation regime and tag-storage map, sampled with each transfer at ``access``.
+    resolve : ``In(resolve_signature(config))``
+        A branch of the core is resolved. Always accepted; applies to what is offered as well.
+    verdict : ``Out(stream.Signature(verdict_layout(config)))``
+        One outcome for each access that is not squashed, in any order.
+    memory : ``Out(memory_signature(config))``
+        AXI4 manager port to tag storage.
+    generate : ``Out(generate_signature(config))``
+        Tag choice for IRG, ADDG and SUBG; GCR and RGSR.
+    tfsr : ``Out(tfsr_layout())``
+        Sticky asynchronous faults. Bits stay until reset.
+    storage_error : ``Out(1)``
+        Sticky: a write to tag storage failed.
+    busy : ``Out(1)``
+        The cache is swept, waits for storage, or does maintenance.
+    idle : ``Out(1)``
+        Nothing is inside and nothing outstanding: the clock may stop, the map may change.
+    """
+
+    access: stream.Interface
+    control: wiring.PureInterface
+    resolve: wiring.PureInterface
+    verdict: stream.Interface
+    memory: wiring.PureInterface
+    generate: wiring.PureInterface
+    tfsr: data.View
+    storage_error: Signal
+    busy: Signal
+    idle: Signal
+
+    def __init__(self, config: TagConfig) -> None:
+        self.config = config
+        super().__init__(
+            {
+                "access": In(stream.Signature(access_layout(config))),
+                "control": In(control_signature(config)),
+                "resolve": In(resolve_signature(config)),
+                "verdict": Out(stream.Signature(verdict_layout(config))),
+                "memory": Out(memory_signature(config)),
+                "generate": Out(generate_signature(config)),
+                "tfsr": Out(tfsr_layout()),
+                "storage_error": Out(1),
+                "busy": Out(1),
+                "idle": Out(1),
+            }
+        )
+
+    def elaborate(self, platform) -> Module:
+        m = Module()
+        config = self.config
+        m.submodules.barrier = barrier = SpeculationBarrier(config)
+        m.submodules.decoder = decoder = AccessDecoder(config)
+        m.submodules.cache = cache = TagCache(config)
+        m.submodules.check = check = TagCheck(config)
+        m.submodules.generator = generator = TagGenerator(config)
+
+        request = barrier.access.payload
+        m.d.comb += [
+            request.access.eq(self.access.payload),
+            barrier.access.valid.eq(self.access.valid),
+            self.access.ready.eq(barrier.access.ready),
+        ]
+        for name in control_signature(config).members:
+            m.d.comb += request.control[name].eq(getattr(self.control, name))
+
+        wiring.connect(m, wiring.flipped(self.resolve), barrier.resolve)
+        wiring.connect(m, barrier.admitted, decoder.i)
+        wiring.connect(m, decoder.probe, cache.probe)
+        wiring.connect(m, decoder.unchecked, barrier.unchecked)
+        wiring.connect(m, cache.tag_word, check.i)
+        wiring.connect(m, check.o, barrier.checked)
+        wiring.connect(m, barrier.verdict, wiring.flipped(self.verdict))
+        wiring.connect(m, cache.memory, wiring.flipped(self.memory))
+        wiring.connect(m, generator.generate, wiring.flipped(self.generate))
+
+        m.d.comb += [
+            cache.storage_base.eq(self.control.storage_base),
+            cache.storage_bytes.eq(self.control.memory_bytes[5:]),
+            cache.storage_zeroed.eq(self.control.storage_zeroed),
+            generator.ata.eq(self.control.ata),
+            self.tfsr.eq(barrier.tfsr),
+            self.storage_error.eq(cache.storage_error),
+            self.busy.eq(cache.busy),
+            self.idle.eq(barrier.idle & cache.idle & generator.idle),
+        ]
+        return m
