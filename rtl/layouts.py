@@ -29,6 +29,10 @@ __all__ = [
     "result_layout",
     "verdict_layout",
     "resolve_signature",
+    "generate_request_layout",
+    "generate_response_layout",
+    "gcr_layout",
+    "rgsr_layout",
     "generate_signature",
     "tfsr_layout",
     "memory_signature",
@@ -244,29 +248,45 @@ def tfsr_layout() -> data.StructLayout:
     return data.StructLayout({"el0": 2, "el1": 2})
 
 
+def generate_request_layout() -> data.StructLayout:
+    """One tag to be chosen."""
+    return data.StructLayout(
+        {
+            "op": GenerateOp,
+            "el0": 1,
+            "tag": 4,  # ADDG, SUBG: logical tag of the pointer
+            "tag_offset": 4,  # ADDG, SUBG
+            "exclude": 16,  # IRG: Xm, ORed with GCR.Exclude
+            "entropy": 32,  # IRG with RRND = 1
+        }
+    )
+
+
+def generate_response_layout() -> data.StructLayout:
+    """The tag that was chosen. Zero while not valid."""
+    return data.StructLayout({"tag": 4})
+
+
+def gcr_layout() -> data.StructLayout:
+    """GCR_EL1."""
+    return data.StructLayout({"exclude": 16, "rrnd": 1})
+
+
+def rgsr_layout() -> data.StructLayout:
+    """RGSR_EL1. The LFSR uses ``seed[15:0]``."""
+    return data.StructLayout({"tag": 4, "seed": 48})
+
+
 def generate_signature(config: TagConfig) -> Signature:
     """Tag choice, seen from the generator."""
     return Signature(
         {
-            "request": In(
-                stream.Signature(
-                    data.StructLayout(
-                        {
-                            "op": GenerateOp,
-                            "el0": 1,
-                            "tag": 4,  # ADDG, SUBG: logical tag of the pointer
-                            "tag_offset": 4,  # ADDG, SUBG
-                            "exclude": 16,  # IRG: Xm, ORed with GCR.Exclude
-                            "entropy": 32,  # IRG with RRND = 1
-                        }
-                    )
-                )
-            ),
-            "response": Out(stream.Signature(data.StructLayout({"tag": 4}))),
-            "gcr": In(data.StructLayout({"exclude": 16, "rrnd": 1})),
-            "rgsr": Out(data.StructLayout({"tag": 4, "seed": 48})),
+            "request": In(stream.Signature(generate_request_layout())),
+            "response": Out(stream.Signature(generate_response_layout())),
+            "gcr": In(gcr_layout()),
+            "rgsr": Out(rgsr_layout()),
             "rgsr_write": In(1),  # strobe: RGSR takes rgsr_value; only while no request is offered
-            "rgsr_value": In(data.StructLayout({"tag": 4, "seed": 48})),
+            "rgsr_value": In(rgsr_layout()),
         }
     )
 
