@@ -1,12 +1,13 @@
 """Protocol monitors: components that watch ports, for simulation and for formal verification."""
 
+from collections.abc import Callable
 from typing import Any
 
-from amaranth.hdl import Assert, Module, Signal
+from amaranth.hdl import Assert, Cat, Module, Shape, Signal, Value
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In
 
-__all__ = ["StreamMonitor"]
+__all__ = ["StreamMonitor", "axi4_channels"]
 
 
 class StreamMonitor(wiring.Component):
@@ -19,6 +20,8 @@ class StreamMonitor(wiring.Component):
     ----------
     signature : :class:`stream.Signature`
         Signature of the stream.
+    statement
+        What states a rule: ``Assert``, or ``Assume`` where a formal spec relies on the rules.
 
     Members
     -------
@@ -31,14 +34,24 @@ class StreamMonitor(wiring.Component):
     valid: Signal
     ready: Signal
 
-    def __init__(self, signature: stream.Signature) -> None:
+    def __init__(
+        self, signature: stream.Signature, *, statement: Callable[..., Any] = Assert
+    ) -> None:
+        self._statement = statement
         shape = signature.members["payload"].shape
         super().__init__({"payload": In(shape), "valid": In(1), "ready": In(1)})
 
     @classmethod
-    def watch(cls, m: Module, interface: stream.Interface, name: str) -> "StreamMonitor":
+    def watch(
+        cls,
+        m: Module,
+        interface: stream.Interface,
+        name: str,
+        *,
+        statement: Callable[..., Any] = Assert,
+    ) -> "StreamMonitor":
         """Add a monitor of ``interface`` to ``m``, as the submodule ``name``."""
-        monitor = cls(interface.signature)
+        monitor = cls(interface.signature, statement=statement)
         m.submodules[name] = monitor
         m.d.comb += [
             monitor.payload.eq(interface.payload),
@@ -56,8 +69,35 @@ class StreamMonitor(wiring.Component):
 
         with m.If(waiting):
             m.d.sync += [
-                Assert(self.valid, "valid fell before the payload was taken"),
-                Assert(self.payload == offered, "the payload changed before it was taken"),
+                self._statement(self.valid, "valid fell before the payload was taken"),
+                self._statement(
+                    Value.cast(self.payload) == Value.cast(offered),
+                    "the payload changed before it was taken",
+                ),
             ]
 
         return m
+
+
+def axi4_channels(m: Module, axi: wiring.PureInterface) -> dict[str, stream.Interface]:
+    """The channels of an AXI4 interface as streams, which are driven in ``m``, to be watched.
+
+    The channels are ``aw``, ``w``, ``b``, ``ar`` and ``r``; each payload is the channel's other
+    signals side by side.
+    """
+    channels = {}
+    for channel in ("aw", "w", "b", "ar", "r"):
+        names = [
+            name
+            for name in axi.signature.members
+            if name.startswith(channel) and name not in (f"{channel}valid", f"{channel}ready")
+        ]
+        payload = Cat(Value.cast(getattr(axi, name)) for name in names)
+        watched = stream.Signature(Shape(len(payload))).create(path=(channel,))
+        m.d.comb += [
+            watched.payload.eq(payload),
+            watched.valid.eq(getattr(axi, f"{channel}valid")),
+            watched.ready.eq(getattr(axi, f"{channel}ready")),
+        ]
+        channels[channel] = watched
+    return channels

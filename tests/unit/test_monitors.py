@@ -1,9 +1,10 @@
 import pytest
-from amaranth.hdl import Module
+from amaranth.hdl import Module, Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In
+from emte.rtl.axi import AXI4Signature
 from emte.sim.harness import simulate
-from emte.sim.monitors import StreamMonitor
+from emte.sim.monitors import StreamMonitor, axi4_channels
 
 SIGNATURE = stream.Signature(data.StructLayout({"a": 3, "b": 5}))
 
@@ -60,3 +61,38 @@ def test_watch_connects_every_member():
 
     with pytest.raises(AssertionError, match="the payload changed before it was taken"):
         simulate(dut, bench)
+
+
+AXI = AXI4Signature(address_width=32, data_width=64, id_width=2)
+
+
+class WatchedAXI(wiring.Component):
+    axi: In(AXI)
+
+    def elaborate(self, platform):
+        m = Module()
+        for name, channel in axi4_channels(m, self.axi).items():
+            StreamMonitor.watch(m, channel, name)
+        return m
+
+
+@pytest.mark.parametrize(
+    ("channel", "member"),
+    [("aw", "awaddr"), ("w", "wlast"), ("b", "bresp"), ("ar", "arlen"), ("r", "rdata")],
+)
+def test_each_channel_of_axi_is_watched(channel, member):
+    def run(change_after):
+        dut = WatchedAXI()
+
+        async def bench(ctx):
+            ctx.set(getattr(dut.axi, f"{channel}valid"), 1)
+            for cycle in range(3):
+                ctx.set(Value.cast(getattr(dut.axi, member)), int(cycle > change_after))
+                ctx.set(getattr(dut.axi, f"{channel}ready"), int(cycle == 1))
+                await ctx.tick()
+
+        simulate(dut, bench)
+
+    run(change_after=1)
+    with pytest.raises(AssertionError, match="the payload changed before it was taken"):
+        run(change_after=0)

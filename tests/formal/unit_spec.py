@@ -1,0 +1,63 @@
+"""What the formal specs of all units have in common."""
+
+from amaranth.hdl import Assert, Assume, Cover, Module, Signal
+from amaranth.lib import stream, wiring
+from emte.rtl.axi import AXI4Signature
+from emte.sim.monitors import StreamMonitor, axi4_channels
+
+
+class UnitSpec(wiring.Component):
+    """The rules of streams at every port of a unit.
+
+    The unit's outputs are asserted to obey them as long as its inputs do. The rules are also those
+    of the channels of AXI4. A subclass adds assumptions, assertions and covers in
+    :meth:`specify`; by default each output stream, and channel, is covered to transfer something,
+    twice in a row.
+
+    Parameters
+    ----------
+    unit : :class:`amaranth.lib.wiring.Component`
+        The unit. Its ports become those of the spec.
+    """
+
+    def __init__(self, unit: wiring.Component) -> None:
+        self.unit = unit
+        super().__init__(unit.signature)
+
+    def elaborate(self, platform) -> Module:
+        m = Module()
+        m.submodules.unit = unit = self.unit
+        wiring.connect(m, wiring.flipped(self), unit)
+        for name, flow, interface in _streams(m, unit):
+            statement = Assert if flow == wiring.Out else Assume
+            StreamMonitor.watch(m, interface, f"{name}_rules", statement=statement)
+            if flow == wiring.Out:
+                transferred = Signal(name=f"{name}_transferred")
+                m.d.sync += transferred.eq(interface.valid & interface.ready)
+                m.d.comb += Cover(
+                    transferred & interface.valid & interface.ready, f"{name} transfers twice"
+                )
+        self.specify(m)
+        return m
+
+    def specify(self, m: Module) -> None:
+        """Add what this unit's spec has beyond the rules of streams."""
+
+
+def _streams(m: Module, unit: wiring.Component):
+    """Name, flow seen from the unit, and interface of each stream among its ports."""
+    queue = [(name, member, getattr(unit, name)) for name, member in unit.signature.members.items()]
+    for name, member, interface in queue:
+        if not member.is_signature:
+            continue
+        if isinstance(member.signature, stream.Signature):
+            yield name, member.flow, interface
+        elif isinstance(member.signature, AXI4Signature):
+            for channel, watched in axi4_channels(m, interface).items():
+                outgoing = wiring.Out if channel in ("aw", "w", "ar") else wiring.In
+                flow = outgoing if member.flow == wiring.Out else wiring.Flow.flip(outgoing)
+                yield f"{name}_{channel}", flow, watched
+        else:
+            for inner, inner_member in member.signature.members.items():
+                flipped = inner_member if member.flow == wiring.Out else inner_member.flip()
+                queue.append((f"{name}_{inner}", flipped, getattr(interface, inner)))
