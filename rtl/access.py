@@ -138,35 +138,38 @@ class AccessDecoder(wiring.Component):
             m.d.comb += address[:4].eq(0)
 
         # What becomes of it.
-        result = Signal(result_layout(config))
-        finding = result.secret_finding
+        outcome = Signal(Outcome)
+        tags = Signal(config.word_bits)
         needs_tags = Signal()
         with m.If((access.op == Op.STG) & access.va[:4].any()):
-            m.d.comb += finding.outcome.eq(Outcome.ALIGNMENT_FAULT)
+            m.d.comb += outcome.eq(Outcome.ALIGNMENT_FAULT)
         with m.Elif(tag_store & ata & mtx & ~tagged):
-            m.d.comb += finding.outcome.eq(Outcome.PERMISSION_FAULT)
+            m.d.comb += outcome.eq(Outcome.PERMISSION_FAULT)
         with m.Elif(maintenance):
             m.d.comb += needs_tags.eq(~access.bytes.any() | (tagged & in_map))
         with m.Elif(in_carve_out | (tagged & ~in_map)):
-            m.d.comb += finding.outcome.eq(Outcome.EXTERNAL_ABORT)
+            m.d.comb += outcome.eq(Outcome.EXTERNAL_ABORT)
         with m.Elif(tagged):
             m.d.comb += needs_tags.eq(checked | ((tag_load | tag_store) & ata))
         with m.Elif(checked & mtx & (access.va[56:60] != half.replicate(4))):
-            m.d.comb += finding.outcome.eq(
-                Mux(asynchronous, Outcome.ASYNC, Outcome.TAG_CHECK_FAULT)
-            )
+            m.d.comb += outcome.eq(Mux(asynchronous, Outcome.ASYNC, Outcome.TAG_CHECK_FAULT))
         with m.Elif(tag_load & ata & mtx & half):
             with m.If(access.op == Op.LDG):
-                m.d.comb += finding.tags.eq(0xF)
+                m.d.comb += tags.eq(0xF)
             with m.Else():
-                m.d.comb += finding.tags.eq(Cat(bit.replicate(4) for bit in granules))
-        m.d.comb += result.ticket.eq(self.i.payload.ticket)
-        with m.If((finding.outcome != Outcome.PASS) & (finding.outcome != Outcome.ASYNC)):
+                m.d.comb += tags.eq(Cat(bit.replicate(4) for bit in granules))
+        result = Signal(result_layout(config))
+        m.d.comb += [
+            result.ticket.eq(self.i.payload.ticket),
+            result.secret_finding.outcome.eq(outcome),
+            result.secret_finding.tags.eq(tags),
+        ]
+        with m.If((outcome != Outcome.PASS) & (outcome != Outcome.ASYNC)):
             # An abort outside the carve-out is one of the tag fetch, which is a read.
-            fetch_abort = (finding.outcome == Outcome.EXTERNAL_ABORT) & ~in_carve_out
+            fetch_abort = (outcome == Outcome.EXTERNAL_ABORT) & ~in_carve_out
             m.d.comb += [
-                finding.far.eq(address),
-                finding.wnr.eq(tag_store | (write & ~fetch_abort)),
+                result.secret_finding.far.eq(address),
+                result.secret_finding.wnr.eq(tag_store | (write & ~fetch_abort)),
             ]
 
         # The first probe.

@@ -185,16 +185,17 @@ class MissUnit(wiring.Component):
         with m.FSM():
             with m.State("IDLE"):
                 m.d.comb += [self.request.ready.eq(~writing), self.idle.eq(~writing)]
-                m.d.sync += [
-                    kind.eq(self.request.payload.kind),
-                    read_address.eq(bus_address(self.request.payload.line)),
-                    write_address.eq(bus_address(self.request.payload.victim_line)),
-                    count.eq(0),
-                    read_failed.eq(0),
-                    write_zeros.eq(0),
-                    next_line.eq(0),
-                ]
                 with m.If(self.request.valid & self.request.ready):
+                    # Only now: the address of a write-back must not move while it is offered.
+                    m.d.sync += [
+                        kind.eq(self.request.payload.kind),
+                        read_address.eq(bus_address(self.request.payload.line)),
+                        write_address.eq(bus_address(self.request.payload.victim_line)),
+                        write_zeros.eq(0),
+                        next_line.eq(0),
+                        count.eq(0),
+                        read_failed.eq(0),
+                    ]
                     with m.Switch(self.request.payload.kind):
                         with m.Case(MissKind.REFILL):
                             with m.If(self.request.payload.victim_dirty):
