@@ -1,0 +1,635 @@
+"""The pipeline in the Amaranth simulator, driven cycle by cycle.
+
+:class:`_Harness` and ``verilator.cpp`` do the same in the same cycles, so that the two engines
+agree not only on outcomes but also on every statistic.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from amaranth.hdl import Cat, Value
+from emte.rtl import Barrier, TagConfig
+from emte.rtl.axi import Burst
+from emte.rtl.layouts import Outcome, access_layout, control_layout, verdict_layout
+
+from .core import Program
+from .device import ObservedPipeline
+from .harness import simulate
+from .transactions import (
+    RESULT,
+    Completion,
+    Flag,
+    Kind,
+    PipelineError,
+    Progress,
+    Statistics,
+    Status,
+)
+
+__all__ = ["run"]
+
+_OUTSTANDING_BURSTS = 8
+_PATIENCE = 10_000
+"""Cycles without any progress, beyond those of a slow memory, after which a run is given up."""
+
+
+def run(
+    program: Program,
+    config: TagConfig,
+    *,
+    seed: int,
+    latency: int,
+    vcd: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> Completion:
+    """Perform a program on the pipeline.
+
+    Parameters
+    ----------
+    program : Program
+        What to perform.
+    config : TagConfig
+        Geometry of the pipeline.
+    seed : int
+        0: everything at full speed; else idle cycles, back-pressure and memory are random.
+    latency : int
+        Cycles from a read address to its first beat, and from the last write beat to its response.
+    vcd : path
+        File for the waveforms.
+    progress : callable
+        Told now and then how far the run is.
+
+    Raises
+    ------
+    PipelineError
+        The pipeline broke a rule of its ports, one of its assertions failed, or it hangs.
+    """
+    pipeline = ObservedPipeline(config)
+    harness = _Harness(program, config, seed=seed, latency=latency)
+    inputs = _Bundle(pipeline, _INPUTS)
+    outputs = _Bundle(pipeline, _OUTPUTS)
+
+    async def bench(ctx):
+        reported = 0
+        while not harness.done:
+            ctx.set(inputs.value, inputs.pack(harness.drive()))
+            _, _, sampled = await ctx.tick().sample(outputs.value)
+            harness.observe(outputs.unpack(sampled))
+            if progress and harness.cycle >= reported + 256:
+                reported = harness.cycle
+                progress(harness.operations, len(program))
+
+    try:
+        simulate(pipeline, bench, vcd=vcd, max_cycles=1 << 62)
+    except AssertionError as error:
+        raise PipelineError(f"{harness.place()}: {error}") from None
+    return harness.completion()
+
+
+_INPUTS = (
+    "access.valid",
+    "access.payload",
+    "verdict.ready",
+    "resolve.valid",
+    "resolve.branch",
+    "resolve.mispredicted",
+    *(f"control.{name}" for name, _ in control_layout(TagConfig())),
+    "generate.request.valid",
+    "generate.request.payload",
+    "generate.response.ready",
+    "generate.gcr",
+    "generate.rgsr_write",
+    "generate.rgsr_value",
+    "memory.arready",
+    "memory.awready",
+    "memory.wready",
+    "memory.rvalid",
+    "memory.rid",
+    "memory.rdata",
+    "memory.rresp",
+    "memory.rlast",
+    "memory.bvalid",
+    "memory.bid",
+    "memory.bresp",
+)
+_OUTPUTS = (
+    "access.ready",
+    "verdict.valid",
+    "verdict.payload",
+    "generate.request.ready",
+    "generate.response.valid",
+    "generate.response.payload",
+    "generate.rgsr",
+    "memory.arvalid",
+    "memory.arid",
+    "memory.araddr",
+    "memory.arlen",
+    "memory.arsize",
+    "memory.arburst",
+    "memory.awvalid",
+    "memory.awid",
+    "memory.awaddr",
+    "memory.awlen",
+    "memory.awsize",
+    "memory.awburst",
+    "memory.wvalid",
+    "memory.wdata",
+    "memory.wstrb",
+    "memory.wlast",
+    "memory.rready",
+    "memory.bready",
+    "tfsr",
+    "idle",
+    "lookup",
+)
+
+Ports = dict[str, int]
+"""Values by the names above."""
+
+
+class _Bundle:
+    """Many signals as one value: the simulator takes as long to set or to sample one as many."""
+
+    def __init__(self, pipeline: ObservedPipeline, names: tuple[str, ...]) -> None:
+        self._fields: list[tuple[str, int, int]] = []
+        values = []
+        position = 0
+        for name in names:
+            member: Any = pipeline
+            for part in name.split("."):
+                member = getattr(member, part)
+            value = Value.cast(member)
+            self._fields.append((name, position, (1 << len(value)) - 1))
+            values.append(value)
+            position += len(value)
+        self.value = Cat(values)
+
+    def pack(self, ports: Ports) -> int:
+        packed = 0
+        for name, position, _ in self._fields:
+            packed |= ports[name] << position
+        return packed
+
+    def unpack(self, packed: int) -> Ports:
+        return {name: packed >> position & mask for name, position, mask in self._fields}
+
+
+class _Lane(enum.IntEnum):
+    """What has a random byte of its own in every cycle."""
+
+    REQUEST = 0
+    VERDICT = 1
+    RESOLVE = 2
+    READ_ADDRESS = 3
+    WRITE_ADDRESS = 4
+    WRITE_DATA = 5
+    READ_DATA = 6
+    MEMORY = 7
+
+
+class _Chance:
+    """Random pauses: 8 bytes of each draw, one for each lane, in moods of 256 cycles."""
+
+    _LEVELS = (0, 32, 128, 240)
+    _MOOD_CYCLES = 256
+
+    def __init__(self, seed: int) -> None:
+        self.active = seed != 0
+        self._state = seed % (1 << 64)
+        self._mood = 0
+        self._draw = 0
+
+    def next_cycle(self, cycle: int) -> None:
+        if self.active:
+            if cycle % self._MOOD_CYCLES == 0:
+                self._mood = self._next()
+            self._draw = self._next()
+
+    def pauses(self, lane: _Lane) -> bool:
+        """Does this lane pause in this cycle? Never with seed 0."""
+        return self.byte(lane) < self._LEVELS[self._mood >> 8 * lane & 3] and self.active
+
+    def byte(self, lane: _Lane) -> int:
+        return self._draw >> 8 * lane & 0xFF
+
+    def _next(self) -> int:
+        """SplitMix64."""
+        self._state = (self._state + 0x9E3779B97F4A7C15) % (1 << 64)
+        z = self._state
+        z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % (1 << 64)
+        z = (z ^ z >> 27) * 0x94D049BB133111EB % (1 << 64)
+        return z ^ z >> 31
+
+
+@dataclass
+class _ReadBurst:
+    id: int
+    words: list[int]
+    due: int
+
+
+@dataclass
+class _WriteBurst:
+    id: int
+    address: int
+    length: int
+    due: int = 0
+    beats: list[tuple[int, int]] = field(default_factory=list)
+
+
+class _BrokenRule(Exception):
+    """The pipeline broke a rule of its ports."""
+
+
+def _expect(condition: object, message: str) -> None:
+    if not condition:
+        raise _BrokenRule(message)
+
+
+class _Memory:
+    """DRAM behind AXI4: sparse, zero at first, several bursts at a time.
+
+    It is as unhelpful as AXI allows: a read returns what memory held when its address was taken,
+    a write is seen only once its response is offered, and with random pauses bursts of different
+    ids overtake each other.
+    """
+
+    def __init__(self, chance: _Chance, latency: int) -> None:
+        self._chance = chance
+        self._latency = latency
+        self._words: dict[int, int] = {}
+        self._reads: list[_ReadBurst] = []
+        self._reading: _ReadBurst | None = None
+        self._beat_offered = False
+        self._writes: deque[_WriteBurst] = deque()
+        self._write_beats: deque[tuple[int, int, int]] = deque()
+        self._responses: deque[_WriteBurst] = deque()
+        self._response_offered = False
+        self.storage = range(0)
+        self.read_bursts = self.read_beats = self.write_bursts = self.write_beats = 0
+
+    def drive(self, ports: Ports, cycle: int) -> None:
+        pauses = self._chance.pauses
+        ports["memory.arready"] = int(
+            len(self._reads) < _OUTSTANDING_BURSTS and not pauses(_Lane.READ_ADDRESS)
+        )
+        ports["memory.awready"] = int(
+            len(self._writes) < _OUTSTANDING_BURSTS and not pauses(_Lane.WRITE_ADDRESS)
+        )
+        ports["memory.wready"] = int(not pauses(_Lane.WRITE_DATA))
+
+        if self._reading is None:
+            self._reading = self._choose(cycle)
+        if self._reading is not None and not self._beat_offered:
+            self._beat_offered = not pauses(_Lane.READ_DATA)
+        ports["memory.rvalid"] = int(self._beat_offered)
+        if self._reading is not None and self._beat_offered:
+            ports["memory.rid"] = self._reading.id
+            ports["memory.rdata"] = self._reading.words[0]
+            ports["memory.rlast"] = int(len(self._reading.words) == 1)
+
+        if not self._response_offered and self._responses and self._responses[0].due <= cycle:
+            self._response_offered = True
+            self._perform(self._responses[0])
+            ports["memory.bid"] = self._responses[0].id
+        ports["memory.bvalid"] = int(self._response_offered)
+
+    def observe(self, ports: Ports, driven: Ports, cycle: int) -> bool:
+        """Take note of the transfers of this cycle; was there one?"""
+        progress = False
+        due = cycle + self._latency
+        if self._chance.active:
+            due += self._chance.byte(_Lane.MEMORY) % 16
+        if driven["memory.rvalid"] and ports["memory.rready"]:
+            progress = True
+            assert self._reading is not None
+            self.read_beats += 1
+            self._beat_offered = False
+            self._reading.words.pop(0)
+            if not self._reading.words:
+                self._reading = None
+        if driven["memory.bvalid"] and ports["memory.bready"]:
+            progress = True
+            self._response_offered = False
+            self._responses.popleft()
+        if ports["memory.arvalid"] and driven["memory.arready"]:
+            progress = True
+            self.read_bursts += 1
+            first = self._burst(ports, "ar")
+            words = [self._words.get(first + n, 0) for n in range(ports["memory.arlen"] + 1)]
+            self._reads.append(_ReadBurst(ports["memory.arid"], words, due))
+        if ports["memory.awvalid"] and driven["memory.awready"]:
+            progress = True
+            self.write_bursts += 1
+            first = self._burst(ports, "aw")
+            self._writes.append(_WriteBurst(ports["memory.awid"], first, ports["memory.awlen"] + 1))
+        if ports["memory.wvalid"] and driven["memory.wready"]:
+            progress = True
+            self.write_beats += 1
+            self._write_beats.append(
+                (ports["memory.wdata"], ports["memory.wstrb"], ports["memory.wlast"])
+            )
+        while self._writes and self._write_beats:
+            burst = self._writes[0]
+            data, strobes, last = self._write_beats.popleft()
+            burst.beats.append((data, strobes))
+            complete = len(burst.beats) == burst.length
+            _expect(last == complete, "wlast does not mark the last beat")
+            if complete:
+                burst.due = due
+                self._responses.append(self._writes.popleft())
+        return progress
+
+    def _choose(self, cycle: int) -> _ReadBurst | None:
+        """Of the bursts that are due, one that is the oldest with its id."""
+        ids: set[int] = set()
+        eligible = []
+        for burst in self._reads:
+            if burst.id not in ids and burst.due <= cycle:
+                eligible.append(burst)
+            ids.add(burst.id)
+        if not eligible:
+            return None
+        choice = self._chance.byte(_Lane.MEMORY) % len(eligible) if self._chance.active else 0
+        self._reads.remove(eligible[choice])
+        return eligible[choice]
+
+    def _burst(self, ports: Ports, channel: str) -> int:
+        """The number of the first word of a burst."""
+        address = ports[f"memory.{channel}addr"]
+        size = 8 * (ports[f"memory.{channel}len"] + 1)
+        _expect(ports[f"memory.{channel}size"] == 3, f"{channel}size is not that of the data bus")
+        _expect(ports[f"memory.{channel}burst"] == Burst.INCR.value, f"{channel}burst is not INCR")
+        _expect(address % 8 == 0, f"{channel}addr is not aligned to a beat")
+        _expect(address % 4096 + size <= 4096, f"the {channel} burst crosses 4096 bytes")
+        _expect(
+            self.storage.start <= address and address + size <= self.storage.stop,
+            f"the {channel} burst at {address:#x} leaves tag storage",
+        )
+        return address // 8
+
+    def _perform(self, burst: _WriteBurst) -> None:
+        for number, (data, strobes) in enumerate(burst.beats, burst.address):
+            mask = sum(0xFF << 8 * byte for byte in range(8) if strobes >> byte & 1)
+            self._words[number] = self._words.get(number, 0) & ~mask | data & mask
+
+
+@dataclass
+class _Owner:
+    """The access that has an id."""
+
+    number: int
+    branches: int
+    sent: bool = False
+
+
+class _Harness:
+    """The core's side of the ports: what it drives in a cycle, and what it makes of the outputs."""
+
+    def __init__(self, program: Program, config: TagConfig, *, seed: int, latency: int) -> None:
+        self._program = program
+        self._transactions = program.transactions.tolist()
+        self._holds_branches = config.barrier is not Barrier.NONE
+        self._access_offsets = {name: f.offset for name, f in access_layout(config)}
+        self._verdict_fields = [
+            (name, f.offset, (1 << f.width) - 1) for name, f in verdict_layout(config)
+        ]
+        self._chance = _Chance(seed)
+        self._memory = _Memory(self._chance, latency)
+        self._patience = _PATIENCE + 10 * latency
+        self._ports: Ports = dict.fromkeys(_INPUTS, 0)
+        self._ports["control.storage_zeroed"] = 1
+        self._ports["generate.response.ready"] = 1
+        self.cycle = 0
+        self._last_progress = 0
+        self._head = 0
+        self._free_ids = list(range(1 << config.id_bits))
+        self._owners: dict[int, _Owner] = {}
+        self._offered: _Owner | None = None
+        self._generating = False
+        self._generated: int | None = None
+        self._resolving = False
+        self._idle = True
+        self._waiting_verdict: int | None = None
+        self._tfsr = 0
+        self._accesses = self._lookups = 0
+        self._results: list[tuple[int, int, int, int]] = [(0, 0, 0, 0)] * len(self._transactions)
+
+    @property
+    def done(self) -> bool:
+        return (
+            self._head == len(self._transactions)
+            and not self._owners
+            and self._offered is None
+            and self._idle
+        )
+
+    @property
+    def operations(self) -> int:
+        """Operations whose transactions have begun."""
+        if self._head == len(self._transactions):
+            return len(self._program)
+        return self._transactions[self._head][3]
+
+    def place(self) -> str:
+        """File and line of the oldest operation that is under way."""
+        numbers = [owner.number for owner in self._owners.values()]
+        number = min([*numbers, self._head, len(self._transactions) - 1])
+        return self._program.place(self._transactions[number][3])
+
+    def completion(self) -> Completion:
+        return Completion(
+            results=np.array(self._results, dtype=RESULT),
+            statistics=Statistics(
+                operations=len(self._program),
+                cycles=self.cycle,
+                accesses=self._accesses,
+                lookups=self._lookups,
+                read_bursts=self._memory.read_bursts,
+                read_beats=self._memory.read_beats,
+                write_bursts=self._memory.write_bursts,
+                write_beats=self._memory.write_beats,
+            ),
+        )
+
+    # Inputs of a cycle
+
+    def drive(self) -> Ports:
+        """Values of all inputs in the next cycle."""
+        ports = self._ports
+        self._chance.next_cycle(self.cycle)
+        self._resolving = False
+        ports["resolve.valid"] = 0
+        ports["generate.rgsr_write"] = 0
+        while self._head < len(self._transactions) and self._begin(self._transactions[self._head]):
+            self._head += 1
+            self._last_progress = self.cycle
+        ports["verdict.ready"] = int(not self._chance.pauses(_Lane.VERDICT))
+        self._memory.drive(ports, self.cycle)
+        return ports
+
+    def _begin(self, transaction: tuple[int, ...]) -> bool:
+        """Begin the transaction at the head, if it may begin in this cycle."""
+        va, tags, size, _, kind, op, flags, branches = transaction
+        ports = self._ports
+        if self._generating or ports["generate.rgsr_write"]:
+            return False
+        if flags & Flag.DRAIN and not (self._idle and not self._owners and self._offered is None):
+            return False
+        if kind == Kind.ACCESS:
+            return self._offer(va, tags, size, op, flags, branches)
+        if kind == Kind.GENERATE:
+            if not self._chance.pauses(_Lane.REQUEST):
+                self._generating = True
+                ports["generate.request.valid"] = 1
+                ports["generate.request.payload"] = tags
+            return False  # stays at the head until the response
+        if kind == Kind.RESOLVE:
+            if self._resolving or self._chance.pauses(_Lane.RESOLVE):
+                return False
+            self._resolving = True
+            ports["resolve.valid"] = 1
+            ports["resolve.branch"] = op
+            ports["resolve.mispredicted"] = int(bool(flags & Flag.MISPREDICTED))
+        elif kind == Kind.GCR:
+            ports["generate.gcr"] = tags
+        elif kind == Kind.RGSR:
+            ports["generate.rgsr_write"] = 1
+            ports["generate.rgsr_value"] = tags
+        elif self._offered is not None:
+            return False  # the control inputs belong to the access on offer
+        elif kind == Kind.REGIME:
+            for name in ("tbi", "mtx", "tcma", "ata", "tcso"):
+                ports[f"control.{name}"] = tags & 3
+                tags >>= 2
+            ports["control.tcf"] = tags
+        else:
+            ports["control.memory_base"] = va
+            ports["control.memory_bytes"] = size
+            ports["control.storage_base"] = tags
+            self._memory.storage = range(tags, tags + size // 32)
+        return True
+
+    def _offer(self, va: int, tags: int, size: int, op: int, flags: int, branches: int) -> bool:
+        if self._offered is not None:
+            return False
+        if flags & Flag.IF_PASSED:
+            if any(owner.number == self._head - 1 for owner in self._owners.values()):
+                return False
+            if self._results[self._head - 1][2] != Outcome.PASS.value:
+                self._results[self._head] = (0, 0, Status.NOT_SENT, 0)
+                return True
+        # The resolve of this cycle would reach the access, and mean an older branch of that name.
+        if self._resolving and branches >> self._ports["resolve.branch"] & 1:
+            return False
+        if self._chance.pauses(_Lane.REQUEST) or not self._free_ids:
+            return False
+        id = self._free_ids.pop()
+        self._offered = self._owners[id] = _Owner(self._head, branches)
+        at = self._access_offsets
+        self._ports["access.valid"] = 1
+        self._ports["access.payload"] = (
+            id << at["id"]
+            | op << at["op"]
+            | va << at["va"]
+            | (va & (1 << 52) - 1) << at["pa"]
+            | size << at["bytes"]
+            | (flags & 0xF) << at["memory"]
+            | branches << at["branches"]
+            | tags << at["tags"]
+        )
+        return True
+
+    # Outputs of a cycle
+
+    def observe(self, outputs: Ports) -> None:
+        """Take note of what the pipeline did in the cycle.
+
+        Raises
+        ------
+        PipelineError
+            It broke a rule.
+        """
+        try:
+            self._observe(outputs)
+        except _BrokenRule as error:
+            raise PipelineError(f"{self.place()}: {error} (cycle {self.cycle})") from None
+
+    def _observe(self, outputs: Ports) -> None:
+        driven = self._ports
+        progress = self._memory.observe(outputs, driven, self.cycle)
+        taken = self._offered is not None and bool(outputs["access.ready"])
+        if self._offered is not None and taken:
+            progress = True
+            self._accesses += 1
+            self._offered.sent = True
+            self._offered = None
+            driven["access.valid"] = 0
+        progress |= self._observe_generator(outputs)
+        progress |= self._observe_verdict(outputs)
+        if self._resolving and self._holds_branches:
+            self._apply_resolve()
+        # `idle` of this cycle does not yet know of an access that was taken in it.
+        self._idle = bool(outputs["idle"]) and not taken
+        self._lookups += outputs["lookup"]
+        if progress:
+            self._last_progress = self.cycle
+        _expect(self.cycle - self._last_progress < self._patience, "the pipeline hangs")
+        self.cycle += 1
+        if self.done:
+            _expect(outputs["tfsr"] == self._tfsr, "TFSR is not what the ASYNC verdicts make it")
+
+    def _observe_generator(self, outputs: Ports) -> bool:
+        accepted = self._ports["generate.request.valid"] and outputs["generate.request.ready"]
+        if accepted:
+            self._ports["generate.request.valid"] = 0
+        if self._generated is not None:  # RGSR has its new value in the cycle after the response
+            self._results[self._head] = (outputs["generate.rgsr"], self._generated, 0, 0)
+            self._generated = None
+            self._generating = False
+            self._head += 1
+        if outputs["generate.response.valid"]:
+            _expect(self._generating, "a tag is given that nobody asked for")
+            self._generated = outputs["generate.response.payload"]
+        return bool(accepted or outputs["generate.response.valid"])
+
+    def _observe_verdict(self, outputs: Ports) -> bool:
+        payload = outputs["verdict.payload"]
+        if not outputs["verdict.valid"]:
+            _expect(self._waiting_verdict is None, "a verdict is withdrawn")
+            _expect(payload == 0, "the payload of verdict is not 0 while it is not valid")
+            return False
+        _expect(self._waiting_verdict in (None, payload), "a verdict changes before it is taken")
+        self._waiting_verdict = None if self._ports["verdict.ready"] else payload
+        if self._waiting_verdict is not None:
+            return False
+        verdict = {name: payload >> at & mask for name, at, mask in self._verdict_fields}
+        owner = self._owners.pop(verdict["id"], None)
+        _expect(owner is not None, f"a verdict for id {verdict['id']}, which no access has")
+        assert owner is not None
+        _expect(owner.sent, "a verdict before its access was taken")
+        _expect(not owner.branches, "a verdict before its branches are resolved")
+        self._free_ids.append(verdict["id"])
+        outcome = verdict["outcome"]
+        self._results[owner.number] = (verdict["far"], verdict["tags"], outcome, verdict["wnr"])
+        if outcome == Outcome.ASYNC.value:
+            transaction = self._transactions[owner.number]
+            bit = transaction[0] >> 55 & 1
+            self._tfsr |= 1 << (bit if transaction[6] & Flag.EL0 else 2 + bit)
+        return True
+
+    def _apply_resolve(self) -> None:
+        """The resolve of this cycle counts for all accesses sent, and for the one on offer."""
+        bit = 1 << self._ports["resolve.branch"]
+        for id, owner in list(self._owners.items()):
+            if owner.branches & bit and self._ports["resolve.mispredicted"]:
+                self._results[owner.number] = (0, 0, Status.SQUASHED, 0)
+                del self._owners[id]
+                self._free_ids.append(id)
+            owner.branches &= ~bit
