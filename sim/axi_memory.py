@@ -1,0 +1,200 @@
+"""A memory behind an AXI4 port, for unit tests in the Amaranth simulator."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from amaranth.hdl import Cat, Value
+from amaranth.lib import data, wiring
+from amaranth.sim._async import TestbenchContext
+from emte.rtl.axi import Burst, Response
+
+__all__ = ["AxiMemory", "Transaction"]
+
+GARBAGE = 0xDEAD_BEEF_DEAD_BEEF
+"""What comes with an error response."""
+
+
+@dataclass
+class Transaction:
+    """One burst, with the cycles in which its address was taken and its last transfer was."""
+
+    write: bool
+    id: int
+    address: int
+    beats: int
+    started: int
+    words: list[int] = field(default_factory=list)
+    finished: int | None = None
+
+
+class AxiMemory:
+    """A sparse memory, zero at first, that keeps AXI4's rules and holds the manager to them.
+
+    It is as unhelpful as AXI allows: a read returns what memory held when its address was taken,
+    a write is seen only once its response is offered, and an error comes with garbage. Bursts of
+    each kind are answered in order. Writes must be of whole words.
+
+    Parameters
+    ----------
+    axi : interface of an :class:`~emte.rtl.AXI4Signature`
+        The manager's port. :meth:`bench` runs in the background of its simulation.
+    latency : int
+        Cycles from a read address to its first beat, and from the last write beat to its response.
+    pauses : mapping
+        For the channels ``"aw"``, ``"w"``, ``"b"``, ``"ar"`` and ``"r"``: the idle cycles before
+        each transfer; see :mod:`emte.sim.streams`.
+
+    Attributes
+    ----------
+    words : dict
+        Content, by byte address of each word.
+    read_errors, write_errors : container
+        Addresses of words to which a transfer fails. May be changed at any time.
+    transactions : list
+        All bursts, in the order of their addresses.
+    cycle : int
+        Cycles so far.
+
+    Raises
+    ------
+    AssertionError
+        The manager broke a rule: a burst that is not INCR, not of whole words, not aligned to its
+        words or crosses 4096 bytes; ``wlast`` in the wrong place; a beat without all its strobes.
+    """
+
+    def __init__(
+        self,
+        axi: wiring.PureInterface,
+        *,
+        latency: int = 2,
+        pauses: Mapping[str, Iterator[int]] | None = None,
+    ) -> None:
+        members = axi.signature.members
+
+        def bundle(flow: wiring.Flow) -> data.View:
+            names = [name for name, member in members.items() if member.flow is flow]
+            layout = data.StructLayout({name: members[name].shape for name in names})
+            return data.View(layout, Cat(Value.cast(getattr(axi, name)) for name in names))
+
+        self._driven = bundle(wiring.In)
+        self._sampled = bundle(wiring.Out)
+        self._word_bytes = members["wdata"].shape.width // 8
+        self._latency = latency
+        self._pauses = {
+            channel: (pauses or {}).get(channel, itertools.repeat(0))
+            for channel in ("aw", "w", "b", "ar", "r")
+        }
+        self._idle = {channel: next(pauses) for channel, pauses in self._pauses.items()}
+        # With the cycle from which on they are answered, and reads with the words that they return.
+        self._reads: deque[tuple[int, Transaction, list[int]]] = deque()
+        self._writes: deque[Transaction] = deque()
+        self._write_beats: deque[tuple[int, int]] = deque()
+        self._responses: deque[tuple[int, Transaction]] = deque()
+        self._response: Response | None = None
+        self.words: dict[int, int] = {}
+        self.read_errors: Container[int] = ()
+        self.write_errors: Container[int] = ()
+        self.transactions: list[Transaction] = []
+        self.cycle = 0
+
+    async def bench(self, ctx: TestbenchContext) -> None:
+        """The testbench: never returns, so it belongs to the background."""
+        while True:
+            driven = self._drive()
+            ctx.set(self._driven, driven)
+            _, _, sampled = await ctx.tick().sample(self._sampled)
+            self._observe(driven, sampled)
+            self.cycle += 1
+
+    def addresses(self, transaction: Transaction) -> list[int]:
+        """Addresses of the words of a burst."""
+        return [transaction.address + self._word_bytes * beat for beat in range(transaction.beats)]
+
+    def _drive(self) -> dict[str, Any]:
+        driven: dict[str, Any] = {f"{c}ready": int(not self._idle[c]) for c in ("aw", "w", "ar")}
+        if self._reads and self._reads[0][0] <= self.cycle and not self._idle["r"]:
+            _, read, fetched = self._reads[0]
+            beat = len(read.words)
+            failed = self.addresses(read)[beat] in self.read_errors
+            driven |= {
+                "rvalid": 1,
+                "rid": read.id,
+                "rdata": GARBAGE if failed else fetched[beat],
+                "rresp": Response.SLVERR if failed else Response.OKAY,
+                "rlast": int(beat == read.beats - 1),
+            }
+        if self._responses and self._responses[0][0] <= self.cycle and not self._idle["b"]:
+            _, write = self._responses[0]
+            if self._response is None:
+                self._response = self._perform(write)
+            driven |= {"bvalid": 1, "bid": write.id, "bresp": self._response}
+        return driven
+
+    def _observe(self, driven: dict[str, Any], sampled: data.Const) -> None:
+        transferred = {
+            "aw": driven["awready"] and sampled.awvalid,
+            "w": driven["wready"] and sampled.wvalid,
+            "b": driven.get("bvalid") and sampled.bready,
+            "ar": driven["arready"] and sampled.arvalid,
+            "r": driven.get("rvalid") and sampled.rready,
+        }
+        if transferred["r"]:
+            read = self._reads[0][1]
+            read.words.append(driven["rdata"])
+            if driven["rlast"]:
+                read.finished = self.cycle
+                self._reads.popleft()
+        if transferred["b"]:
+            self._responses.popleft()[1].finished = self.cycle
+            self._response = None
+        if transferred["ar"]:
+            read = self._begin("ar", sampled)
+            fetched = [self.words.get(address, 0) for address in self.addresses(read)]
+            self._reads.append((self.cycle + self._latency, read, fetched))
+        if transferred["aw"]:
+            self._writes.append(self._begin("aw", sampled))
+        if transferred["w"]:
+            assert sampled.wstrb == (1 << self._word_bytes) - 1, "a beat without all its strobes"
+            self._write_beats.append((sampled.wdata, sampled.wlast))
+        while self._writes and self._write_beats:
+            write = self._writes[0]
+            word, last = self._write_beats.popleft()
+            write.words.append(word)
+            complete = len(write.words) == write.beats
+            assert last == complete, "wlast does not mark the last beat"
+            if complete:
+                self._responses.append((self.cycle + self._latency, self._writes.popleft()))
+        for channel, transfer in transferred.items():
+            if transfer:
+                self._idle[channel] = next(self._pauses[channel], 0)
+            else:
+                self._idle[channel] = max(self._idle[channel] - 1, 0)
+
+    def _begin(self, channel: str, sampled: data.Const) -> Transaction:
+        id_, address, length, size, burst = (
+            getattr(sampled, channel + name) for name in ("id", "addr", "len", "size", "burst")
+        )
+        beats = length + 1
+        assert burst == Burst.INCR, f"{channel}burst is {burst}"
+        assert 1 << size == self._word_bytes, f"{channel}size is {size}"
+        assert address % self._word_bytes == 0, f"{channel}addr {address:#x} is not aligned"
+        assert address % 4096 + beats * self._word_bytes <= 4096, (
+            f"the {channel} burst at {address:#x} crosses 4096 bytes"
+        )
+        transaction = Transaction(channel == "aw", id_, address, beats, self.cycle)
+        self.transactions.append(transaction)
+        return transaction
+
+    def _perform(self, write: Transaction) -> Response:
+        failed = False
+        for address, word in zip(self.addresses(write), write.words, strict=True):
+            if address in self.write_errors:
+                failed = True
+            else:
+                self.words[address] = word
+        return Response.SLVERR if failed else Response.OKAY
