@@ -5,7 +5,11 @@ from importlib import import_module
 
 from amaranth.vendor import LatticeECP5Platform
 
-__all__ = ["BOARDS", "DEFAULT_BOARD", "Board", "RGB", "LEDs"]
+__all__ = ["BOARDS", "DEFAULT_BOARD", "RGB", "Board", "BoardsMissing", "LEDs"]
+
+
+class BoardsMissing(Exception):
+    """amaranth-boards is not installed. The message is one line."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +55,19 @@ class Board:
     button: int | None = None
 
     def create(self) -> LatticeECP5Platform:
-        """The Amaranth platform; needs amaranth-boards."""
-        return getattr(import_module(f"amaranth_boards.{self.module}"), self.platform)()
+        """A new Amaranth platform for this board.
+
+        Raises
+        ------
+        BoardsMissing
+        """
+        try:
+            module = import_module(f"amaranth_boards.{self.module}")
+        except ModuleNotFoundError as error:
+            raise BoardsMissing(
+                "amaranth-boards is not installed: run `pip install emte[fpga]`"
+            ) from error
+        return getattr(module, self.platform)()
 
 
 _ULX3S_LEDS = LEDs((3, 2, 0))

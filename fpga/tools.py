@@ -1,7 +1,6 @@
 """Finds and runs the open FPGA tools."""
 
 import os
-import re
 import shutil
 import subprocess
 import sysconfig
@@ -9,21 +8,28 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-__all__ = ["TOOLS", "Say", "ToolFailed", "ToolMissing", "find", "run"]
+__all__ = [
+    "STRIP_ASSERTIONS",
+    "TOOLS",
+    "Say",
+    "ToolFailed",
+    "ToolMissing",
+    "find",
+    "run",
+    "version",
+]
 
 TOOLS = {"yosys": "YOSYS", "nextpnr-ecp5": "NEXTPNR_ECP5", "ecppack": "ECPPACK"}
 """The tools, and the environment variable that overrides where each is."""
+
+STRIP_ASSERTIONS = "chformal -remove"
+"""Yosys command that comes before synthesis: else each assertion of the RTL costs logic."""
 
 Say = Callable[[str], None]
 """Takes one line that tells the user how far things are."""
 
 _HEARTBEAT = 20.0
 """Seconds between two signs of life."""
-
-_STAGE = re.compile(
-    r"(?:[\d.]+ )?(?:Executing|Info: (?:Packing|Promoting|Annotating|Routing|Setup"
-    r"|Building|Placed|Running|Creating)|Info:\s+(?:at|initial|\d+ \|)).*"
-)
 
 
 class ToolMissing(Exception):
@@ -119,6 +125,13 @@ def run(
     return seconds
 
 
+def version(tool: str) -> str:
+    """What a tool says of its version, in one line."""
+    result = subprocess.run([find(tool), "--version"], capture_output=True, text=True, check=False)
+    lines = (result.stdout + result.stderr).strip().splitlines()
+    return lines[-1] if lines else "unknown"
+
+
 def _tail(path: Path, size: int = 1 << 16) -> list[str]:
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - size))
@@ -126,10 +139,8 @@ def _tail(path: Path, size: int = 1 << 16) -> list[str]:
 
 
 def _stage(path: Path) -> str:
-    for line in reversed(_tail(path)):
-        if _STAGE.match(line):
-            return f", {line.strip()[:70]}"
-    return ""
+    lines = [line for line in _tail(path) if line.strip()]
+    return f", {lines[-1].strip()[:70]}" if lines else ""
 
 
 def _error(path: Path) -> str:

@@ -34,7 +34,7 @@ class Top(Elaboratable):
         Of the pipeline.
     """
 
-    max_hz = 50e6
+    max_hz = 30e6
     """Far below what the pipeline reaches: this is a test of function."""
 
     def __init__(self, board: Board, config: TagConfig) -> None:
