@@ -1,0 +1,413 @@
+"""Replays the timing diagrams of docs/units/ against the hardware, cycle by cycle.
+
+A lane of a diagram is named after a port of the unit. If the unit reads the port, the lane drives
+it, else it is what the port must show. Labels on a lane are numbers, or are explained in the scene
+that has the name of the diagram.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from amaranth.hdl import Value
+from amaranth.lib import wiring
+from emte.rtl import (
+    SMALL,
+    AccessDecoder,
+    AccessQueue,
+    BranchTable,
+    CheckMode,
+    GenerateOp,
+    Memory,
+    MissUnit,
+    Op,
+    Outcome,
+    SpeculationBarrier,
+    TagArray,
+    TagCache,
+    TagCheck,
+    TagGenerator,
+    TagPipeline,
+)
+from emte.rtl.layouts import ProbeKind
+from emte.rtl.miss_unit import MissKind
+from emte.sim.harness import simulate
+
+PAGES = Path(__file__).parents[2] / "docs" / "units"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """What the picture of a diagram leaves out.
+
+    ``unit`` makes the hardware; ``inputs`` holds ports at a value throughout; ``labels`` maps
+    labels to values: for a payload some of its fields, the others being 0 on an input and free on
+    an output. ``wait`` cycles pass first; after that the diagram ``after`` is played.
+    """
+
+    unit: Callable[[], wiring.Component]
+    inputs: dict[str, Any] = field(default_factory=dict)
+    labels: dict[str, Any] = field(default_factory=dict)
+    wait: int = 0
+    after: str | None = None
+
+
+BARRIER_READY = {"admitted.ready": 1, "verdict.ready": 1}
+CONTROL = {
+    "tbi": 0b11,
+    "ata": 0b11,
+    "tcf": [CheckMode.SYNC, CheckMode.SYNC],
+    "memory_bytes": 1 << 40,
+    "storage_base": 1 << 40,
+    "storage_zeroed": 1,
+}
+TINY = replace(SMALL, line_bytes=16)
+"""Lines of two tag words, so that a refill fits into a picture."""
+
+CACHE_INPUTS = {
+    "storage_base": 1 << 40,
+    "storage_bytes": 1 << 35,
+    "storage_zeroed": 1,
+    "tag_word.ready": 1,
+}
+PIPELINE_INPUTS = {
+    **{f"control.{name}": value for name, value in CONTROL.items()},
+    "verdict.ready": 1,
+}
+PIPELINE_LABELS = {
+    "load": {"id": 1, "va": 5 << 56 | 0x1008, "pa": 0x1008, "bytes": 8, "memory": 1, "el0": 1},
+    "store": {
+        "id": 2,
+        "op": Op.STORE,
+        "va": 6 << 56 | 0x1018,
+        "pa": 0x1018,
+        "bytes": 16,
+        "memory": 1,
+        "el0": 1,
+    },
+    "spec": {
+        "id": 3,
+        "va": 6 << 56 | 0x1010,
+        "pa": 0x1010,
+        "bytes": 8,
+        "memory": 1,
+        "el0": 1,
+        "branches": 0b1,
+    },
+    "line": (1 << 40) + (0x1000 >> 5),
+    "tags": 0x55,
+    "0": 0,
+    "pass": {"id": 1, "outcome": Outcome.PASS, "far": 0},
+    "fault": {"id": 2, "outcome": Outcome.TAG_CHECK_FAULT, "far": 6 << 56 | 0x1018, "wnr": 1},
+    "held": {"id": 3, "outcome": Outcome.TAG_CHECK_FAULT, "far": 6 << 56 | 0x1010, "wnr": 0},
+}
+
+SCENES = {
+    "access_queue_resolve": Scene(
+        unit=lambda: AccessQueue(SMALL),
+        labels={
+            "A": {"access": {"id": 1, "branches": 0b01}},
+            "B": {"access": {"id": 2, "branches": 0b11}},
+            "C": {"access": {"id": 3}},
+        },
+    ),
+    "branch_table_turns": Scene(unit=lambda: BranchTable(SMALL)),
+    "barrier_hold": Scene(
+        unit=lambda: SpeculationBarrier(SMALL),
+        inputs=BARRIER_READY,
+        labels={
+            "A in": {"access": {"id": 1, "branches": 0b1}},
+            "B in": {"access": {"id": 2}},
+            "A on": {"access": {"id": 1}, "ticket": {"id": 1, "speculative": 1, "slot": 0}},
+            "B on": {"access": {"id": 2}, "ticket": {"id": 2, "speculative": 0}},
+            "A out": {
+                "ticket": {"id": 1, "speculative": 1, "slot": 0},
+                "secret_finding": {"outcome": Outcome.TAG_CHECK_FAULT, "far": 0x10},
+            },
+            "B out": {"ticket": {"id": 2}},
+            "A fault": {"id": 1, "outcome": Outcome.TAG_CHECK_FAULT, "far": 0x10},
+            "B pass": {"id": 2, "outcome": Outcome.PASS, "far": 0},
+        },
+    ),
+    "barrier_squash": Scene(
+        unit=lambda: SpeculationBarrier(SMALL),
+        inputs=BARRIER_READY,
+        labels={
+            "A in": {"access": {"id": 1, "branches": 0b1}},
+            "A on": {"access": {"id": 1}, "ticket": {"id": 1, "speculative": 1, "slot": 0}},
+            "A out": {
+                "ticket": {"id": 1, "speculative": 1, "slot": 0},
+                "secret_finding": {"outcome": Outcome.TAG_CHECK_FAULT, "far": 0x10},
+            },
+        },
+    ),
+    "access_probes": Scene(
+        unit=lambda: AccessDecoder(SMALL),
+        inputs={"probe.ready": 1, "unchecked.ready": 1},
+        labels={
+            "A": {
+                "access": {
+                    "op": Op.STORE,
+                    "va": 7 << 56 | 0x10F8,
+                    "pa": 0x10F8,
+                    "bytes": 24,
+                    "memory": Memory.TAGGED,
+                },
+                "control": CONTROL,
+            },
+            "B": {
+                "access": {
+                    "va": 7 << 56 | 0x2000,
+                    "pa": 0x2000,
+                    "bytes": 8,
+                    "memory": Memory.TAGGED,
+                    "tco": 1,
+                },
+                "control": CONTROL,
+                "ticket": {"id": 2},
+            },
+            "A0": {
+                "kind": ProbeKind.CHECK,
+                "word": 0x10,
+                "mask": 0x8000,
+                "address": 7 << 56 | 0x10F8,
+                "write": 1,
+                "first": 1,
+                "last": 0,
+            },
+            "A1": {
+                "kind": ProbeKind.CHECK,
+                "word": 0x11,
+                "mask": 0x0001,
+                "address": 7 << 56 | 0x1100,
+                "write": 1,
+                "first": 0,
+                "last": 1,
+            },
+            "B pass": {"ticket": {"id": 2}, "secret_finding": {"outcome": Outcome.PASS}},
+        },
+    ),
+    "tag_cache_miss": Scene(
+        unit=lambda: TagCache(TINY),
+        inputs=CACHE_INPUTS,
+        wait=TINY.sets,
+        labels={
+            "A": {"kind": ProbeKind.CHECK, "word": 5, "mask": 0x0001},
+            "A tags": {"probe": {"word": 5}, "secret_word": 0x7654, "abort": 0},
+            "line 2": (1 << 40) + 2 * TINY.line_bytes,
+        },
+    ),
+    "tag_cache_hit": Scene(
+        unit=lambda: TagCache(TINY),
+        inputs=CACHE_INPUTS,
+        after="tag_cache_miss",
+        labels={
+            "A": {"kind": ProbeKind.CHECK, "word": 5, "mask": 0x0001},
+            "B": {"kind": ProbeKind.STORE, "word": 5, "mask": 0x0002, "secret_tags": 0x90},
+            "C": {"kind": ProbeKind.CHECK, "word": 5, "mask": 0x0003},
+            "A tags": {"probe": {"kind": ProbeKind.CHECK}, "secret_word": 0x7654},
+            "B done": {"probe": {"kind": ProbeKind.STORE}, "abort": 0},
+            "C tags": {"probe": {"mask": 0x0003}, "secret_word": 0x7694},
+        },
+    ),
+    "tag_array_write": Scene(
+        unit=lambda: TagArray(SMALL),
+        inputs={"tags_way": 1, "tags_set": 1, "tags_word": 3},
+    ),
+    "miss_unit_write_back": Scene(
+        unit=lambda: MissUnit(TINY),
+        inputs={"storage_base": 1 << 40, "storage_bytes": 1 << 35},
+        labels={
+            "line 2": {"kind": MissKind.REFILL, "line": 2, "victim_line": 4, "victim_dirty": 1},
+            "from 2": (1 << 40) + 2 * TINY.line_bytes,
+            "to 4": (1 << 40) + 4 * TINY.line_bytes,
+        },
+    ),
+    "tag_check_words": Scene(
+        unit=lambda: TagCheck(SMALL),
+        inputs={"o.ready": 1},
+        labels={
+            "A0": {
+                "probe": {
+                    "ticket": {"id": 1},
+                    "mask": 0x8000,
+                    "address": 7 << 56 | 0x10F8,
+                    "write": 1,
+                    "first": 1,
+                },
+                "secret_word": 7 << 60,
+            },
+            "A1": {
+                "probe": {
+                    "ticket": {"id": 1},
+                    "mask": 0x0001,
+                    "address": 7 << 56 | 0x1100,
+                    "write": 1,
+                    "last": 1,
+                },
+                "secret_word": 0x3,
+            },
+            "B": {
+                "probe": {
+                    "ticket": {"id": 2},
+                    "mask": 0x0004,
+                    "address": 7 << 56 | 0x2020,
+                    "first": 1,
+                    "last": 1,
+                },
+                "secret_word": 0x700,
+            },
+            "A fault": {
+                "ticket": {"id": 1},
+                "secret_finding": {
+                    "outcome": Outcome.TAG_CHECK_FAULT,
+                    "far": 7 << 56 | 0x1100,
+                    "wnr": 1,
+                },
+            },
+            "B pass": {
+                "ticket": {"id": 2},
+                "secret_finding": {"outcome": Outcome.PASS, "far": 0, "wnr": 0},
+            },
+        },
+    ),
+    "tag_generator_irg": Scene(
+        unit=lambda: TagGenerator(SMALL),
+        inputs={"ata": 0b11, "generate.gcr": {"exclude": 0x0001}},
+        labels={
+            "init": {"tag": 0, "seed": 0xACE1},
+            "irg": {"op": GenerateOp.IRG},
+            "2": {"tag": 2},
+            "0, ACE1": {"tag": 0, "seed": 0xACE1},
+            "0, 2ACE": {"tag": 0, "seed": 0x2ACE},
+            "2, 2ACE": {"tag": 2, "seed": 0x2ACE},
+        },
+    ),
+    "pipeline_miss": Scene(
+        unit=lambda: TagPipeline(TINY),
+        inputs=PIPELINE_INPUTS,
+        wait=TINY.sets,
+        labels=PIPELINE_LABELS,
+    ),
+    "pipeline_hit": Scene(
+        unit=lambda: TagPipeline(TINY),
+        inputs=PIPELINE_INPUTS,
+        after="pipeline_miss",
+        labels=PIPELINE_LABELS,
+    ),
+    "pipeline_speculative": Scene(
+        unit=lambda: TagPipeline(TINY),
+        inputs=PIPELINE_INPUTS,
+        after="pipeline_miss",
+        labels=PIPELINE_LABELS,
+    ),
+}
+
+
+Diagram = dict[str, list[dict[str, Any]]]
+"""Lanes by the title of their group, "in" or "out"."""
+
+
+def read_diagrams() -> dict[str, Diagram]:
+    """The timing diagrams of the unit pages, by name."""
+    found = {}
+    for page in sorted(PAGES.glob("*.md")):
+        for name, source in re.findall(
+            r"^\.\. wavedrom:: (\w+)\n((?:\n|   .*\n)*)", page.read_text(), re.MULTILINE
+        ):
+            _clock, *groups = json.loads(source)["signal"]
+            found[name] = {title: lanes for title, *lanes in groups}
+    return found
+
+
+DIAGRAMS = read_diagrams()
+
+
+def cycles(lane: dict[str, Any], labels: dict[str, Any]) -> Iterator[Any]:
+    """The value that a lane has in each cycle; None where it has none."""
+    data = iter(lane.get("data", ()))
+    value = None
+    for symbol in lane["wave"]:
+        if symbol == "=":
+            label = next(data)
+            value = labels[label] if label in labels else int(label, 0)
+        elif symbol != ".":
+            value = {"0": 0, "1": 1, "x": None}[symbol]
+        yield value
+
+
+def differs(seen: Any, expected: Any) -> bool:
+    """Is a value other than expected, in the fields that are named?"""
+    if isinstance(expected, dict):
+        return any(differs(seen[name], value) for name, value in expected.items())
+    return seen != expected
+
+
+def play(name: str) -> Callable:
+    """A testbench that plays the diagram ``name`` and all that comes before it."""
+    scene = SCENES[name]
+
+    def read(title: str) -> list[tuple[str, list[Any]]]:
+        return [(lane["name"], list(cycles(lane, scene.labels))) for lane in DIAGRAMS[name][title]]
+
+    async def bench(ctx, ports):
+        for path, value in scene.inputs.items():
+            ctx.set(ports[path], value)
+        if scene.after is not None:
+            await play(scene.after)(ctx, ports)
+        for _ in range(scene.wait):
+            await ctx.tick()
+        inputs, outputs = read("in"), read("out")
+        for cycle in range(len(inputs[0][1])):
+            for path, values in inputs:
+                if values[cycle] is None:
+                    ctx.set(Value.cast(ports[path]), 0)
+                else:
+                    ctx.set(ports[path], values[cycle])
+            for path, values in outputs:
+                if values[cycle] is not None:
+                    seen = ctx.get(ports[path])
+                    assert not differs(seen, values[cycle]), (
+                        f"{name}, cycle {cycle}: {path} is {seen!r}, not {values[cycle]!r}"
+                    )
+            await ctx.tick()
+
+    return bench
+
+
+def replay(name: str) -> None:
+    """Play a diagram against its unit."""
+    dut = SCENES[name].unit()
+    ports = {".".join(map(str, path)): value for path, _, value in dut.signature.flatten(dut)}
+
+    async def bench(ctx):
+        await play(name)(ctx, ports)
+
+    simulate(dut, bench)
+
+
+@pytest.mark.parametrize("name", sorted(DIAGRAMS.keys() | SCENES.keys()))
+def test_timing(name):
+    assert name in DIAGRAMS, "a scene without a diagram"
+    assert name in SCENES, "a diagram without a scene"
+    lanes = [lane for group in DIAGRAMS[name].values() for lane in group]
+    assert len({len(lane["wave"]) for lane in lanes}) == 1, "lanes differ in length"
+    replay(name)
+
+
+@pytest.mark.parametrize("name", sorted(SCENES))
+def test_wrong_timing_is_noticed(name, monkeypatch):
+    """An output whose last level is turned round, or whose last label is another, is refused."""
+    lane, *others = DIAGRAMS[name]["out"]
+    if "data" in lane:
+        wrong = {"data": [*lane["data"][:-1], "1234"]}
+    else:
+        last = list(cycles(lane, {}))[-1]
+        wrong = {"wave": f"{lane['wave'][:-1]}{1 - last}"}
+    monkeypatch.setitem(DIAGRAMS[name], "out", [lane | wrong, *others])
+    with pytest.raises(AssertionError, match=f"{name}, cycle"):
+        replay(name)
