@@ -237,47 +237,46 @@ _REGIME: Fields = {
     "dczid_bs": (_Integer(2, 7), 4),
 }
 
-FIELDS: Mapping[str, Fields] = {
-    name: {**of_operation, **_EVERYWHERE}
-    for name, of_operation in {
-        "regime": _REGIME,
-        "map": {
-            "address": (_unsigned(64, _PAGE), _REQUIRED),
-            "bytes": (_Integer(_PAGE, 1 << 52, _PAGE), _REQUIRED),
-            "memory": (_choice(*MEMORIES), _REQUIRED),
-        },
-        "storage": {
-            "address": (_unsigned(52, _PAGE), _REQUIRED),
-            "bytes": (_Integer(0, 1 << 40, _PAGE), _REQUIRED),
-            "base": (_unsigned(48, 128), _REQUIRED),
-        },
-        "gcr": {"exclude": (_unsigned(16), 0), "rrnd": (_BIT, 0)},
-        "rgsr": {"tag": _TAG, "seed": (_unsigned(48), _REQUIRED)},
-        **dict.fromkeys(ACCESSES, _ACCESS),
-        "dc_zva": {"address": _ADDRESS, "tco": (_BIT, 0), **_EL, **_SPECULATION},
-        "ldg": {"address": _ADDRESS, **_EL, **_SPECULATION},
-        **dict.fromkeys(("stg", "st2g", "stzg", "stz2g", "stgp"), _TAG_STORE),
-        "ldgm": _OF_BLOCK,
-        "stgm": {"address": _ADDRESS, "tags": (_unsigned(64), _REQUIRED), **_EL},
-        "stzgm": _TAG_STORE,
-        "dc_gva": _OF_BLOCK,
-        "dc_gzva": _OF_BLOCK,
-        "irg": {
-            "address": _ADDRESS,
-            "exclude": (_unsigned(16), 0),
-            **_EL,
-            "entropy": (_unsigned(32), 0),
-        },
-        "addg": _ARITHMETIC,
-        "subg": _ARITHMETIC,
-        "gmi": {"address": _ADDRESS, "mask": (_unsigned(64), _REQUIRED)},
-        "clean": _MAINTENANCE,
-        "invalidate": _MAINTENANCE,
-        "clean_invalidate": _MAINTENANCE,
-        "branch": {"id": (_BRANCH, _REQUIRED)},
-        "resolve": {"id": (_BRANCH, _REQUIRED), "mispredicted": (_BIT, 0)},
-    }.items()
+_OWN_FIELDS: Mapping[str, Fields] = {
+    "regime": _REGIME,
+    "map": {
+        "address": (_unsigned(64, _PAGE), _REQUIRED),
+        "bytes": (_Integer(_PAGE, 1 << 52, _PAGE), _REQUIRED),
+        "memory": (_choice(*MEMORIES), _REQUIRED),
+    },
+    "storage": {
+        "address": (_unsigned(52, _PAGE), _REQUIRED),
+        "bytes": (_Integer(0, 1 << 40, _PAGE), _REQUIRED),
+        "base": (_unsigned(48, 128), _REQUIRED),
+    },
+    "gcr": {"exclude": (_unsigned(16), 0), "rrnd": (_BIT, 0)},
+    "rgsr": {"tag": _TAG, "seed": (_unsigned(48), _REQUIRED)},
+    **dict.fromkeys(ACCESSES, _ACCESS),
+    "dc_zva": {"address": _ADDRESS, "tco": (_BIT, 0), **_EL, **_SPECULATION},
+    "ldg": {"address": _ADDRESS, **_EL, **_SPECULATION},
+    **dict.fromkeys(("stg", "st2g", "stzg", "stz2g", "stgp"), _TAG_STORE),
+    "ldgm": _OF_BLOCK,
+    "stgm": {"address": _ADDRESS, "tags": (_unsigned(64), _REQUIRED), **_EL},
+    "stzgm": _TAG_STORE,
+    "dc_gva": _OF_BLOCK,
+    "dc_gzva": _OF_BLOCK,
+    "irg": {
+        "address": _ADDRESS,
+        "exclude": (_unsigned(16), 0),
+        **_EL,
+        "entropy": (_unsigned(32), 0),
+    },
+    "addg": _ARITHMETIC,
+    "subg": _ARITHMETIC,
+    "gmi": {"address": _ADDRESS, "mask": (_unsigned(64), _REQUIRED)},
+    "clean": _MAINTENANCE,
+    "invalidate": _MAINTENANCE,
+    "clean_invalidate": _MAINTENANCE,
+    "branch": {"id": (_BRANCH, _REQUIRED)},
+    "resolve": {"id": (_BRANCH, _REQUIRED), "mispredicted": (_BIT, 0)},
 }
+
+FIELDS: Mapping[str, Fields] = {op: {**own, **_EVERYWHERE} for op, own in _OWN_FIELDS.items()}
 """The fields of every operation, in the order of writing."""
 
 
@@ -432,7 +431,7 @@ def _read_lines(path: str, file: Iterable[bytes]) -> Stream:
     line = 1
     try:
         for line, raw in enumerate(file, 1):
-            operations.append(_operation(raw.decode(), line))
+            operations.append(_operation(raw.decode().rstrip(), line))
         return Stream(path, operations)
     except UnicodeDecodeError as error:
         raise StreamError(
@@ -576,22 +575,23 @@ class _ColumnarStream(Stream):
 def _read_columns(path: str) -> Stream:
     import numpy as np
 
+    columns: dict[str, np.ndarray] = {}
     with open(path, "rb") as file:
         if not zipfile.is_zipfile(file):
             raise StreamError("not an .npz file, or it is truncated", path=path)
-    columns: dict[str, np.ndarray] = {}
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            for name in archive.files:
-                if name not in _DTYPES:
-                    message = f"unknown column{_near(name, _DTYPES)}"
-                    raise StreamError(message, path=path, field=_name(name))
-                columns[name] = archive[name]
-    except StreamError:
-        raise
-    except Exception as error:  # zipfile, zlib and numpy have a dozen kinds for damaged files
-        text = " ".join(str(error).split()) or type(error).__name__
-        raise StreamError(f"damaged .npz file: {text}", path=path) from None
+        file.seek(0)
+        try:
+            with np.load(file, allow_pickle=False) as archive:
+                for name in archive.files:
+                    if name not in _DTYPES:
+                        message = f"unknown column{_near(name, _DTYPES)}"
+                        raise StreamError(message, path=path, field=_name(name))
+                    columns[name] = archive[name]
+        except StreamError:
+            raise
+        except Exception as error:  # zipfile, zlib and numpy have a dozen kinds for damaged files
+            text = " ".join(str(error).split()) or type(error).__name__
+            raise StreamError(f"damaged .npz file: {text}", path=path) from None
     return _ColumnarStream(path, columns, _validate_columns(path, columns))
 
 
@@ -771,7 +771,7 @@ def _columns(stream: Stream) -> dict[str, np.ndarray]:
         row = dict.fromkeys(rows, 0)
         if operation.op not in numbers:
             message = f"the columnar form has no {operation.op}"
-            raise StreamError(message, path=stream.path, line=operation.line, field="op")
+            raise StreamError(message, path=stream.path, line=operation.line or None, field="op")
         row["op"] = numbers[operation.op]
         for field, column in _COLUMNS_OF[operation.op].items():
             value = getattr(operation, field)
@@ -782,7 +782,7 @@ def _columns(stream: Stream) -> dict[str, np.ndarray]:
             row[column] = value
         if row["size"] >= 1 << 32:
             message = "the columnar form holds less than 2**32"
-            raise StreamError(message, path=stream.path, line=operation.line, field="bytes")
+            raise StreamError(message, path=stream.path, line=operation.line or None, field="bytes")
         row["flags"] = sum(bit for field, bit in _FLAGS.items() if getattr(operation, field))
         row["branches"] = sum(1 << branch for branch in operation.branches)
         row["gap"] = operation.gap
