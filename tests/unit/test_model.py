@@ -310,6 +310,10 @@ def test_store_only():
     assert machine.do("dc_zva", address=pointer) == mismatch(pointer, 1)
     assert machine.load(pointer, el=1) == mismatch(pointer, 0)
     assert machine.atomic(pointer, el=1) == mismatch(pointer, 0)
+    machine.do("regime", regime=Regime(tcso=(0, 1)))
+    assert machine.load(pointer) == mismatch(pointer, 0)
+    assert machine.load(pointer, el=1) == PASS
+    assert machine.atomic(pointer, el=1) == mismatch(pointer, 1)
 
 
 def test_pages_of_one_granule_share_its_tag():
@@ -367,6 +371,10 @@ def test_no_address_tags():
     assert machine.load(tagged(UPPER | BASE, 5)) == PASS
     for wrong in (tagged(BASE, 5) | 1 << 60, tagged(UPPER | BASE, 5) & ~(1 << 63)):
         assert machine.load(wrong) == fault("translation_fault", wrong, 0)
+    machine.do("regime", regime=Regime(tbi=(0, 0), mtx=(1, 0)))
+    high = tagged(UPPER | BASE, 5)
+    assert machine.load(tagged(BASE, 5)) == PASS
+    assert machine.load(high) == fault("translation_fault", high, 0)
 
 
 def test_address_must_be_canonical_without_tbi():
@@ -435,6 +443,8 @@ def test_page_crossing_checks_each_page_by_its_own_kind():
     assert machine.load(tagged(end - 8, 5), 16) == PASS  # the second page is untagged
     assert machine.load(tagged(end - 8, 6), 16) == mismatch(tagged(end - 8, 6), 0)
     assert machine.load(tagged(BASE - 8, 6), 16) == mismatch(tagged(BASE, 6), 0)
+    assert machine.load(tagged(BASE - 8, 6), 16, tco=1) == PASS
+    assert machine.load(tagged(BASE - 8, 6), 16, exempt=1) == PASS
 
 
 def test_page_crossing_between_tagged_and_canonical_memory():
@@ -525,6 +535,8 @@ def test_async_names_the_half():
     assert machine.tfsr == {"el0": [1, 0], "el1": [0, 1]}
     assert machine.load(BASE) == PASS
     assert machine.tfsr == {"el0": [1, 0], "el1": [0, 1]}  # sticky
+    machine.load(tagged(UPPER | BASE, 6))
+    assert machine.tfsr == {"el0": [1, 1], "el1": [0, 1]}
 
 
 def test_asym_checks_reads_synchronously():
@@ -811,8 +823,8 @@ def test_carve_out_is_closed(memory):
 
 def test_empty_storage_map_has_no_carve_out():
     machine = Machine()
-    machine.do("storage", address=0, bytes=0, base=UNTAGGED)
-    assert machine.load(UNTAGGED - 8, 16) == PASS
+    machine.do("storage", address=0, bytes=0, base=UNTAGGED + 0x80)
+    assert machine.load(UNTAGGED + 0x78, 16) == PASS
     assert machine.load(BASE) == fault("external_abort", BASE, 0)
 
 
@@ -902,6 +914,17 @@ def test_resolving_one_branch_closes_no_other():
     )
     outcomes = list(run(operations))
     assert outcomes[4] == outcomes[8] == PASS
+
+
+def test_one_mispredicted_branch_squashes():
+    operations = stream(
+        branch(0),
+        branch(1),
+        Operation("load", address=BASE, size=8, branches=(0, 1)),
+        resolve(0, mispredicted=1),
+        resolve(1),
+    )
+    assert list(run(operations))[4] == {"outcome": "squashed"}
 
 
 def test_flags_are_set_at_release():
