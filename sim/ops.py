@@ -16,11 +16,12 @@ import re
 import stat
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import repeat
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 if TYPE_CHECKING:
     import numpy as np
@@ -393,9 +394,24 @@ class Stream:
     def __iter__(self) -> Iterator[Operation]:
         return iter(self._operations)
 
+    def __getitem__(self, index: int) -> Operation:
+        return self._operations[index]
+
     def select(self, names: Collection[str]) -> Iterator[Operation]:
         """The operations whose ``op`` is one of the names; cheap where the stream is columnar."""
         return (operation for operation in self._operations if operation.op in names)
+
+    def counts(self) -> dict[str, int]:
+        """How many operations of each kind there are."""
+        return dict(Counter(operation.op for operation in self._operations))
+
+    def instructions(self) -> int:
+        """Instructions executed: the sum of all gaps."""
+        return sum(operation.gap for operation in self._operations)
+
+    def head(self, count: int) -> Stream:
+        """The first operations."""
+        return Stream(self.path, self._operations[:count])
 
 
 def read(path: str | os.PathLike[str]) -> Stream:
@@ -510,6 +526,26 @@ class _ColumnarStream(Stream):
         for first in range(0, len(self), _CHUNK):
             last = min(first + _CHUNK, len(self))
             yield from self._rows(slice(first, last), range(first + 1, last + 1))
+
+    def __getitem__(self, index: int) -> Operation:
+        row = range(len(self))[index]
+        return next(self._rows(slice(row, row + 1), (row + 1,)))
+
+    def counts(self) -> dict[str, int]:
+        import numpy as np
+
+        counts = np.bincount(self.columns["op"], minlength=len(self._names)).tolist()
+        return {name: count for name, count in zip(self._names, counts, strict=True) if count}
+
+    def instructions(self) -> int:
+        return int(self.columns["gap"].sum(dtype="u8"))
+
+    def head(self, count: int) -> Stream:
+        columns = {
+            name: array if name in _TABLES else array[:count]
+            for name, array in self.columns.items()
+        }
+        return _ColumnarStream(self.path, columns, self._regimes)
 
     def select(self, names: Collection[str]) -> Iterator[Operation]:
         import numpy as np
@@ -677,28 +713,32 @@ def _regime(path: str, text: str) -> Regime:
 def replacing(path: str) -> Iterator[BinaryIO]:
     """A file to write that takes the place of ``path`` only once all of it is written.
 
-    What is no plain file (a pipe, a terminal, ``/dev/null``) is written as it stands.
+    It is compressed if the name ends in ``.gz``. What is no plain file (a pipe, a terminal,
+    ``/dev/null``) is written as it stands.
     """
     target = os.path.realpath(path)
     try:
         plain = stat.S_ISREG(os.stat(target).st_mode)
     except FileNotFoundError:
         plain = True
-    if not plain:
-        with open(target, "wb") as file:
-            yield file
-        return
-    temporary = f"{target}.{os.getpid()}.tmp"
+    temporary = f"{target}.{os.getpid()}.tmp" if plain else target
     try:
-        file = open(temporary, "xb")  # noqa: SIM115
+        file = open(temporary, "xb" if plain else "wb")  # noqa: SIM115
     except OSError as error:
         raise OSError(error.errno, error.strerror, path) from None
     try:
         with file:
-            yield file
-        os.replace(temporary, target)
+            if path.endswith(".gz"):
+                # No name and no time within: equal contents give equal files.
+                with gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as compressed:
+                    yield cast(BinaryIO, compressed)
+            else:
+                yield file
+        if plain:
+            os.replace(temporary, target)
     except BaseException:
-        os.unlink(temporary)
+        if plain:
+            os.unlink(temporary)
         raise
 
 
@@ -720,16 +760,9 @@ def write(path: str | os.PathLike[str], operations: Stream | Iterable[Operation]
         columns = source.columns or _columns(source)
         with replacing(path) as file:
             np.savez_compressed(file, **dict[str, Any](columns))
-    elif path.endswith(".jsonl"):
+    elif path.endswith((".jsonl", ".jsonl.gz")):
         with replacing(path) as file:
             file.writelines(map(_line, operations))
-    elif path.endswith(".jsonl.gz"):
-        # No name and no time within: equal streams give equal files.
-        with (
-            replacing(path) as file,
-            gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as compressed,
-        ):
-            compressed.writelines(map(_line, operations))
     else:
         raise StreamError(_ENDINGS, path=path)
 

@@ -190,6 +190,21 @@ def test_select(ending):
     stream = ops.read(f"s.{ending}")
     assert list(stream.select(("map", "stg"))) == [o for o in stream if o.op != "load"]
     assert list(stream.select(("irg",))) == []
+    assert stream.counts() == {"load": 3, "stg": 3, "map": 3}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_parts_of_a_stream(ending):
+    ops.write(f"s.{ending}", [Operation("load", address=n, size=1, gap=n) for n in range(9)])
+    stream = ops.read(f"s.{ending}")
+    assert stream[3] == list(stream)[3]
+    assert stream[-1].line == 9
+    with pytest.raises(IndexError):
+        stream[9]
+    assert list(stream.head(4)) == list(stream)[:4]
+    assert len(stream.head(100)) == 9
+    assert stream.instructions() == 36
+    assert stream.head(4).instructions() == 6
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
