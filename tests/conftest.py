@@ -5,6 +5,10 @@ import re
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("emte", deadline=None)  # a busy machine is no failure
+settings.load_profile("emte")
 
 
 def pytest_addoption(parser):

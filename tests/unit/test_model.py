@@ -1,5 +1,7 @@
 """The golden model against the rules of the architecture, one by one."""
 
+import subprocess
+import sys
 from itertools import pairwise
 
 import pytest
@@ -58,6 +60,18 @@ class Machine(Model):
         """Give tags to consecutive granules."""
         for n, tag in enumerate(numbers):
             assert self.do("stg", address=address + 16 * n, tag=tag) == PASS
+
+
+def test_model_shares_nothing_with_the_hardware():
+    """Not a line of it, and not Amaranth: it is the second opinion."""
+    code = (
+        "import sys, emte.sim.model; "
+        "print([name for name in sys.modules if name.startswith(('amaranth', 'emte.rtl'))])"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert process.stdout == "[]\n"
 
 
 # ---- Choice of tags ------------------------------------------------------------------------------
