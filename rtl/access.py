@@ -118,7 +118,11 @@ class AccessDecoder(wiring.Component):
             last_offset.eq(last - control.memory_base),
             in_map.eq((first >= control.memory_base) & (last_offset < control.memory_bytes)),
             carve_out_end.eq(control.storage_base + control.memory_bytes[5:]),
-            in_carve_out.eq((last >= control.storage_base) & (first < carve_out_end)),
+            in_carve_out.eq(
+                (last >= control.storage_base)
+                & (first < carve_out_end)
+                & (control.memory_bytes != 0)  # an empty one has no inside
+            ),
         ]
 
         # Which granules it touches: those from `begin` to below `end`, counted from the start of
