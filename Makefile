@@ -40,7 +40,7 @@ test: $(FULL)  ## unit, system, formal and cocotb tests
 verilog: $(CORE)  ## TagPipeline as one file, build/tag_pipeline.v
 	$(BIN)/python -m emte.rtl --preset default --out build/tag_pipeline.v $(ARGS)
 
-fpga: $(FULL)  ## bitstream with the self-test for BOARD (ARGS=--list names the boards)
+fpga: $(FULL)  ## bitstream with the self-test for BOARD (its default: ulx3s-85f)
 	$(BIN)/python -m emte.fpga build --board $(BOARD) --out build/fpga $(ARGS)
 
 fpga-report: $(FULL)  ## area and clock on ECP5, also as build/fpga-report.json
