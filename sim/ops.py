@@ -38,6 +38,7 @@ __all__ = [
     "Stream",
     "StreamError",
     "check",
+    "granules",
     "read",
     "replacing",
     "write",
@@ -849,7 +850,7 @@ _ONE_GRANULE = ("stg", "stzg", "stgp")
 _TWO_GRANULES = ("st2g", "stz2g")
 
 
-def _granules(operation: Operation, regime: Regime) -> range:
+def granules(operation: Operation, regime: Regime) -> range:
     """Numbers of the granules that an access looks at, or that a tag store writes."""
     assert operation.address is not None
     address, size = operation.address & PA_MASK, operation.size
@@ -928,7 +929,7 @@ def check(stream: Stream, *, held: int = _MAX_UNRESOLVED) -> None:
                     "branches", f"{count} accesses would be unresolved; at most {limit} may"
                 )
         elif op in TAG_STORES:
-            written = _granules(operation, regime)
+            written = granules(operation, regime)
             for access in unresolved:
                 looked = access.granules
                 if max(written.start, looked.start) < min(written.stop, looked.stop):
@@ -946,6 +947,6 @@ class _Unresolved:
         self.line = operation.line
         self.branches = set(operation.branches)
         unchecked = operation.exempt or operation.tco
-        self.granules = range(0) if unchecked else _granules(operation, regime)
+        self.granules = range(0) if unchecked else granules(operation, regime)
         # An access that crosses a page reaches the pipeline as two.
         self.entries = 2 if operation.address % _PAGE + operation.size > _PAGE else 1

@@ -1,0 +1,269 @@
+"""The command ``emte``: run operation streams, convert them, show what the pipeline does."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from .engines import DEFAULT_LATENCY, ENGINES, EngineError, PipelineError, compare, run
+from .ops import StreamError, check, read, replacing, write
+from .summary import progress_bar, summarize
+
+if TYPE_CHECKING:
+    from emte.rtl import TagConfig
+
+__all__ = ["main"]
+
+PRESETS = ("small", "default", "ecp5")
+BARRIERS = ("oblivious", "delay", "none")
+
+OK = 0
+DIFFERENT = 1
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+_BLOCK = 65536
+
+
+class UserError(Exception):
+    """A wish that cannot be granted; the text is one line."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Tells what is wrong in one line, as all errors of the command do."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD_INPUT, f"{self.prog}: {message}\n")
+
+
+def _at_least(low: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        try:
+            value = int(text, 0)
+        except ValueError:
+            value = low - 1
+        if value < low:
+            raise argparse.ArgumentTypeError(f"must be an integer of at least {low}, not {text!r}")
+        return value
+
+    return parse
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="emte",
+        description="Check the memory accesses of a program as Enhanced Memory Tagging does.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    runner = commands.add_parser(
+        "run",
+        help="run an operation stream",
+        description="Run an operation stream (.jsonl, .jsonl.gz, .npz); write one outcome for each "
+        "of its lines, and a summary to standard error.",
+        epilog="Exit code 0: the run completed, with whatever faults; 1: the hardware and the "
+        "golden model differ; 2: bad input.",
+    )
+    runner.add_argument("stream", metavar="STREAM")
+    runner.add_argument("--engine", choices=ENGINES, default="model", help="default: model")
+    runner.add_argument(
+        "--out", metavar="OUTCOMES.jsonl", help="write the outcomes here, not to standard output"
+    )
+    runner.add_argument(
+        "--check", action="store_true", help="compare the hardware with the golden model"
+    )
+    runner.add_argument("--preset", choices=PRESETS, default="default", help="default: default")
+    runner.add_argument(
+        "--barrier", choices=BARRIERS, default="oblivious", help="default: oblivious"
+    )
+    runner.add_argument(
+        "--seed",
+        type=_at_least(0),
+        default=0,
+        metavar="N",
+        help="0: all ports at full speed (default); else they pause at random, by this seed",
+    )
+    runner.add_argument(
+        "--latency",
+        type=_at_least(1),
+        default=DEFAULT_LATENCY,
+        metavar="CYCLES",
+        help="of the DRAM, from a read address to its first beat (default: %(default)s)",
+    )
+    runner.add_argument("--vcd", metavar="FILE", help="write waveforms of the hardware")
+    runner.add_argument("--observe", metavar="FILE", help="not in this version")
+    runner.set_defaults(perform=_run)
+
+    converter = commands.add_parser(
+        "convert",
+        help="write a stream in another form",
+        description="Write a stream in another form; the endings (.jsonl, .jsonl.gz, .npz) choose.",
+    )
+    converter.add_argument("source", metavar="A")
+    converter.add_argument("target", metavar="B")
+    converter.set_defaults(perform=_convert)
+
+    demo = commands.add_parser(
+        "demo",
+        help="three recorded programs through the hardware",
+        description="Run a clean program, one with a heap overflow and one with a use after free "
+        "through the hardware, and check every outcome against the golden model.",
+    )
+    demo.set_defaults(perform=_demo)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Parameters
+    ----------
+    argv : Sequence[str], optional
+        The arguments; those of the process if not given.
+
+    Returns
+    -------
+    int
+        The exit code.
+    """
+    try:
+        arguments = _parser().parse_args(argv)
+    except SystemExit as wanted:  # --help, or a wrong option
+        return int(wanted.code or 0)
+    try:
+        return arguments.perform(arguments)
+    except (StreamError, EngineError, UserError) as error:
+        message = str(error)
+    except OSError as error:
+        message = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
+    except PipelineError as error:
+        print(f"emte: the hardware broke a rule: {error}", file=sys.stderr)
+        return DIFFERENT
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    print(f"emte: {message}", file=sys.stderr)
+    return BAD_INPUT
+
+
+# ---- emte run ------------------------------------------------------------------------------------
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    engine = arguments.engine
+    if arguments.observe:
+        raise UserError("--observe is not in this version")
+    if engine == "model":
+        if arguments.check:
+            raise UserError("--check compares hardware with the model: --engine pysim or verilator")
+        if arguments.vcd:
+            raise UserError("--vcd shows hardware: --engine pysim or verilator")
+    stream = read(arguments.stream)
+    config = None
+    if engine != "model" or arguments.preset != "default":
+        config = configuration(arguments.preset, arguments.barrier)
+        check(stream, held=config.held)
+    title = f"{stream.path} on {engine}"
+    if engine != "model":
+        title += f", preset {arguments.preset}, barrier {arguments.barrier}"
+
+    if arguments.vcd:
+        _expect_writable(arguments.vcd)
+
+    difference = None
+    with replacing(arguments.out) if arguments.out else nullcontext() as file:
+        with progress_bar(engine) as progress:
+            result = run(
+                stream,
+                engine=engine,
+                config=config,
+                seed=arguments.seed,
+                latency=arguments.latency,
+                vcd=arguments.vcd,
+                progress=progress,
+            )
+        if arguments.check:
+            with progress_bar("model") as progress:
+                expected = run(stream, progress=progress).outcomes
+            difference = compare(stream, result.outcomes, expected)
+        if file is not None:
+            file.writelines(_lines(result.outcomes))
+    if not arguments.out:
+        _print(_lines(result.outcomes))
+
+    lines = summarize(stream, result, title=title)
+    if arguments.check and difference is None:
+        lines.append(f"  all {len(stream):,} outcomes equal the golden model's")
+    print("\n".join(lines), file=sys.stderr)
+    if difference is not None:
+        print(
+            f"emte: {stream.path}:{difference.line}: the hardware says "
+            f"{json.dumps(difference.outcome)}, the golden model {json.dumps(difference.expected)}",
+            file=sys.stderr,
+        )
+        return DIFFERENT
+    return OK
+
+
+def configuration(preset: str, barrier: str) -> TagConfig:
+    """The geometry that the options name. Loads Amaranth."""
+    from emte.rtl import config
+
+    return replace(config.PRESETS[preset], barrier=config.Barrier(barrier))
+
+
+def _expect_writable(path: str) -> None:
+    """Fail now, and not in the middle of a run, where a file cannot be written."""
+    exists = os.path.exists(path)
+    with open(path, "ab"):
+        pass
+    if not exists:
+        os.unlink(path)
+
+
+def _lines(outcomes: Sequence[dict[str, Any]]) -> Iterator[bytes]:
+    """The outcomes as lines of JSON, in large pieces."""
+    encode = json.JSONEncoder(separators=(",", ":")).encode
+    encoded: dict[int, bytes] = {}  # by identity: the frequent outcomes are shared objects
+    for first in range(0, len(outcomes), _BLOCK):
+        block = []
+        for outcome in outcomes[first : first + _BLOCK]:
+            line = encoded.get(id(outcome))
+            if line is None:
+                line = encoded[id(outcome)] = encode(outcome).encode() + b"\n"
+            block.append(line)
+        yield b"".join(block)
+
+
+def _print(blocks: Iterable[bytes]) -> None:
+    try:
+        for block in blocks:
+            sys.stdout.buffer.write(block)
+        sys.stdout.flush()
+    except OSError as error:
+        # What is left in the buffer has nowhere to go: the interpreter must not try at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise OSError(error.errno, error.strerror, "standard output") from None
+
+
+# ---- emte convert, emte demo ---------------------------------------------------------------------
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    stream = read(arguments.source)
+    write(arguments.target, stream)
+    lost = stream.columns is not None and "insn" in stream.columns
+    if lost and not arguments.target.endswith(".npz"):
+        print("emte: note: a line has no field for its instruction word", file=sys.stderr)
+    return OK
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from .demo import demo
+
+    return OK if demo() else DIFFERENT
