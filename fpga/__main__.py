@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
-from emte.rtl import PRESETS, Barrier, TagConfig
+from emte.rtl import PRESETS, Barrier, TagConfig, TagPipeline
 
 from .boards import BOARDS, DEFAULT_BOARD, BoardsMissing
 from .build import BuildRefused, build
@@ -117,7 +117,7 @@ def _report(arguments: argparse.Namespace) -> None:
             figures = {}
             for preset in dict.fromkeys(arguments.preset):
                 figures[preset] = measure(
-                    _config(preset, arguments.barrier),
+                    TagPipeline(_config(preset, arguments.barrier)),
                     folder=out.with_suffix("") / preset,
                     speed=arguments.speed,
                     seeds=arguments.seeds,

@@ -1,8 +1,8 @@
-"""Size and clock of the tag pipeline on an ECP5.
+"""Size and clock of a component on an ECP5.
 
-The pipeline is placed alone, between registers: every input comes from one long shift register,
+The component is placed alone, between registers: every input comes from one long shift register,
 every output goes into a registered tree of XORs, so that three pins are enough and every path
-that is measured is one of the pipeline's own.
+that is measured is one of the component's own.
 """
 
 import json
@@ -28,7 +28,6 @@ from amaranth.hdl import (
 )
 from amaranth.lib import io, wiring
 from amaranth.vendor import LatticeECP5Platform
-from emte.rtl import TagConfig, TagPipeline
 
 from .tools import STRIP_ASSERTIONS, Say, find, run, version
 
@@ -112,12 +111,12 @@ class Registered(Elaboratable):
 
 
 class _Top(Elaboratable):
-    def __init__(self, config: TagConfig) -> None:
-        self.config = config
+    def __init__(self, component: wiring.Component) -> None:
+        self.component = component
 
     def elaborate(self, platform) -> Module:
         m = Module()
-        m.submodules.registered = registered = Registered(TagPipeline(self.config))
+        m.submodules.registered = registered = Registered(self.component)
         m.submodules.i = i = io.Buffer("i", platform.request("i", dir="-"))
         m.submodules.o = o = io.Buffer("o", platform.request("o", dir="-"))
         m.d.comb += [registered.i.eq(i.i), o.o.eq(registered.o)]
@@ -145,7 +144,7 @@ class _Platform(LatticeECP5Platform):
 
 @dataclass(frozen=True)
 class Area:
-    """Cells of the pipeline alone, without the registers around it."""
+    """Cells of the component alone, without the registers around it."""
 
     logic_lut4: int
     ccu2c: int
@@ -161,7 +160,7 @@ class Area:
 
 
 def read_area(netlist: Mapping[str, Any]) -> Area:
-    """Count the cells of the pipeline in the netlist that Yosys wrote as JSON."""
+    """Count the cells of the component in the netlist that Yosys wrote as JSON."""
     cells = Counter(cell["type"] for cell in netlist["modules"][_UNIT]["cells"].values())
     return Area(
         logic_lut4=cells["LUT4"],
@@ -223,14 +222,20 @@ def clock_limit(speed: int, write_modes: Mapping[str, int]) -> float | None:
 
 
 def measure(
-    config: TagConfig, *, folder: Path, speed: int, seeds: int, say: Say, target_mhz: int = 250
+    component: wiring.Component,
+    *,
+    folder: Path,
+    speed: int,
+    seeds: int,
+    say: Say,
+    target_mhz: int = 250,
 ) -> dict[str, Any]:
-    """Synthesise the pipeline once, place it with each seed, and read the figures.
+    """Synthesise a component once, place it with each seed, and read the figures.
 
     Parameters
     ----------
-    config : :class:`TagConfig`
-        Of the pipeline.
+    component : :class:`amaranth.lib.wiring.Component`
+        What is measured, between registers (:class:`Registered`).
     folder : Path
         Gets all files of the tools.
     speed : int
@@ -256,9 +261,9 @@ def measure(
         find(tool)
     folder.mkdir(parents=True, exist_ok=True)
     plan = _Platform(speed, target_mhz).prepare(
-        _Top(config),
+        _Top(component),
         "top",
-        # A border around the pipeline keeps its cells apart from the others.
+        # A border keeps the component's cells apart from the registers around it.
         script_after_read=f"{STRIP_ASSERTIONS}\nsetattr -mod -set keep_hierarchy 1 {_UNIT}",
     )
     plan.extract(folder)

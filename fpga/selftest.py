@@ -58,6 +58,8 @@ class Sequencer(wiring.Component):
         To and from the pipeline. Every fourth cycle refuses a verdict.
     idle : ``In(1)``
         Of the pipeline.
+    error : ``In(1)``
+        Something else went wrong; counts as a wrong verdict.
     passed, failed : ``Out(1)``
         The result; while both are 0 the program runs.
     step : ``Out(config.id_bits)``
@@ -73,6 +75,7 @@ class Sequencer(wiring.Component):
     resolve: wiring.PureInterface
     verdict: stream.Interface
     idle: Signal
+    error: Signal
     passed: Signal
     failed: Signal
     step: Signal
@@ -88,6 +91,7 @@ class Sequencer(wiring.Component):
                 "resolve": Out(resolve_signature(config)),
                 "verdict": In(stream.Signature(verdict_layout(config))),
                 "idle": In(1),
+                "error": In(1),
                 "passed": Out(1),
                 "failed": Out(1),
                 "step": Out(config.id_bits),
@@ -276,7 +280,7 @@ class Sequencer(wiring.Component):
             m.d.sync += stalled.eq(stalled + 1)
 
         culprit = Signal(config.id_bits)
-        with m.If(~self.failed & (wrong | stuck)):
+        with m.If(~self.failed & (wrong | stuck | self.error)):
             m.d.sync += [
                 self.failed.eq(1),
                 culprit.eq(Mux(wrong, verdict.id, step)),
@@ -366,9 +370,10 @@ class SelfTest(wiring.Component):
         ]
         m.d.comb += [
             sequencer.idle.eq(pipeline.idle),
+            sequencer.error.eq(pipeline.storage_error),
             storage.fault.eq(self.fault),
             self.passed.eq(sequencer.passed),
-            self.failed.eq(sequencer.failed | pipeline.storage_error),
+            self.failed.eq(sequencer.failed),
             self.running.eq(~sequencer.passed & ~sequencer.failed),
             self.step.eq(sequencer.step),
         ]

@@ -139,8 +139,9 @@ def _tail(path: Path, size: int = 1 << 16) -> list[str]:
 
 
 def _stage(path: Path) -> str:
-    lines = [line for line in _tail(path) if line.strip()]
-    return f", {lines[-1].strip()[:70]}" if lines else ""
+    lines = [" ".join(line.removeprefix("Info:").split()) for line in _tail(path)]
+    last = next((line for line in reversed(lines) if line), "")
+    return f", {last[:60]}" if last else ""
 
 
 def _error(path: Path) -> str:
