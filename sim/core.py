@@ -10,6 +10,7 @@ instructions, and whether an access is squashed in the end.
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -152,6 +153,16 @@ class Program:
         for row in np.flatnonzero(special).tolist():
             outcomes[row] = self._outcome(row, results)
         return outcomes
+
+    def tfsr(self, outcomes: Sequence[dict[str, Any]]) -> dict[str, list[int]]:
+        """The sticky asynchronous faults that the outcomes leave behind."""
+        sticky = {"el0": [0, 0], "el1": [0, 0]}
+        for row, outcome in enumerate(outcomes):
+            if outcome is not _PASS and "tfsr" in outcome:
+                flags = self.transactions["flags"][self._first[row]]
+                level = sticky["el0" if flags & Flag.EL0 else "el1"]
+                level[:] = [old | new for old, new in zip(level, outcome["tfsr"], strict=True)]
+        return sticky
 
     def _outcome(self, row: int, results: npt.NDArray[np.void]) -> dict[str, Any]:
         recipe = self._recipes[row]

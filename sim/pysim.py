@@ -614,7 +614,10 @@ class _Harness:
         _expect(owner is not None, f"a verdict for id {verdict['id']}, which no access has")
         assert owner is not None
         _expect(owner.sent, "a verdict before its access was taken")
-        _expect(not owner.branches, "a verdict before its branches are resolved")
+        _expect(
+            not self._holds_branches or not owner.branches,
+            "a verdict before its branches are resolved",
+        )
         self._free_ids.append(verdict["id"])
         outcome = verdict["outcome"]
         self._results[owner.number] = (verdict["far"], verdict["tags"], outcome, verdict["wnr"])
@@ -627,7 +630,7 @@ class _Harness:
     def _apply_resolve(self) -> None:
         """The resolve of this cycle counts for all accesses sent, and for the one on offer."""
         bit = 1 << self._ports["resolve.branch"]
-        for id, owner in list(self._owners.items()):
+        for id, owner in sorted(self._owners.items()):
             if owner.branches & bit and self._ports["resolve.mispredicted"]:
                 self._results[owner.number] = (0, 0, Status.SQUASHED, 0)
                 del self._owners[id]

