@@ -91,3 +91,10 @@ def test_readme_example():
     names = {"m": m, "core": core, "dram": dram, "wiring": wiring}
     exec(compile(example, "README.md", "exec"), names)
     assert "module \\top.tags\n" in rtlil.convert(m, ports=[core.access.valid])
+
+
+@pytest.mark.parametrize("op", ops.FIELDS)
+def test_streams_page_names_every_field(op):
+    rows = re.findall(r"^\| ((?:`\w+` ?)+) \| (.*)$", (ROOT / "docs/streams.md").read_text(), re.M)
+    (fields,) = (set(re.findall(r"`(\w+)`", row)) for names, row in rows if f"`{op}`" in names)
+    assert fields >= ops.FIELDS[op].keys() - {"gap", "pc"}
