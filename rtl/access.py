@@ -103,7 +103,11 @@ class AccessDecoder(wiring.Component):
         )
         asynchronous = (mode == CheckMode.ASYNC) | ((mode == CheckMode.ASYM) & write)
 
-        # Where it lies. The last byte counts, not the end, so that nothing wraps at the top.
+        # Where it lies. The last byte counts, not the end, so that nothing wraps at the top. LDG
+        # means one granule, whatever its address and size.
+        reach = Signal(range(config.max_bytes))
+        with m.If((access.op != Op.LDG) & access.bytes.any()):
+            m.d.comb += reach.eq(access.bytes - 1)
         first = Signal(config.pa_bits)
         last = Signal(config.pa_bits + 1)
         offset = Signal(config.pa_bits)
@@ -113,7 +117,7 @@ class AccessDecoder(wiring.Component):
         in_carve_out = Signal()
         m.d.comb += [
             first.eq(access.pa),
-            last.eq(access.pa + access.bytes - access.bytes.any()),
+            last.eq(access.pa + reach),
             offset.eq(first - control.memory_base),
             last_offset.eq(last - control.memory_base),
             in_map.eq((first >= control.memory_base) & (last_offset < control.memory_bytes)),
@@ -126,13 +130,13 @@ class AccessDecoder(wiring.Component):
         ]
 
         # Which granules it touches: those from `begin` to below `end`, counted from the start of
-        # its first tag word. LDG means one granule, whatever its address and size.
+        # its first tag word.
         begin = access.pa[4:8]
         span = Signal(range(255 + config.max_bytes))
         end = Signal(range((255 + config.max_bytes) // 16 + 2))
         granules = Signal(config.word_granules)
         m.d.comb += [
-            span.eq(access.pa[:8] + Mux(access.op == Op.LDG, 0, access.bytes - 1)),
+            span.eq(access.pa[:8] + reach),
             end.eq(span[4:] + 1),
             granules.eq(_below(end) & ~_below(begin)),
         ]
@@ -177,8 +181,10 @@ class AccessDecoder(wiring.Component):
             ]
 
         # The first probe.
+        kind = Signal(ProbeKind)
         entering = Signal(probe_layout(config))
         m.d.comb += [
+            entering.kind.eq(kind),
             entering.ticket.eq(self.i.payload.ticket),
             entering.word.eq(offset[8:]),
             entering.mask.eq(granules),
@@ -193,15 +199,13 @@ class AccessDecoder(wiring.Component):
             entering.last.eq(maintenance | (end <= config.word_granules)),
         ]
         with m.If(tag_load):
-            m.d.comb += entering.kind.eq(ProbeKind.LOAD)
+            m.d.comb += kind.eq(ProbeKind.LOAD)
         with m.Elif(tag_store):
-            m.d.comb += entering.kind.eq(ProbeKind.STORE)
+            m.d.comb += kind.eq(ProbeKind.STORE)
         with m.Elif(access.op == Op.CLEAN):
-            m.d.comb += entering.kind.eq(
-                Mux(access.bytes.any(), ProbeKind.CLEAN, ProbeKind.CLEAN_ALL)
-            )
+            m.d.comb += kind.eq(Mux(access.bytes.any(), ProbeKind.CLEAN, ProbeKind.CLEAN_ALL))
         with m.Elif(maintenance):
-            m.d.comb += entering.kind.eq(
+            m.d.comb += kind.eq(
                 Mux(
                     access.bytes.any(),
                     ProbeKind.CLEAN_INVALIDATE,
@@ -209,7 +213,7 @@ class AccessDecoder(wiring.Component):
                 )
             )
         with m.Else():
-            m.d.comb += entering.kind.eq(ProbeKind.CHECK)
+            m.d.comb += kind.eq(ProbeKind.CHECK)
 
         # The probe or the result on offer; and the probe that comes after it.
         probe = PayloadRegister(probe_layout(config), name="probe")

@@ -51,7 +51,7 @@ class MissUnit(wiring.Component):
     done : ``Out(1)``
         Strobe: the request is finished.
     failed : ``Out(1)``
-        With ``done``: storage answered with an error.
+        With ``done``: storage answered a read with an error.
     word : ``Out(config.word_index_bits)``
         Word of the line that is read from, or written to, the tag array. The cache knows the
         line's place.
@@ -131,7 +131,6 @@ class MissUnit(wiring.Component):
         write_zeros = Signal()
         write_address = Signal(config.axi_address_bits)
         write_word = Signal(config.word_index_bits)
-        write_failed = Signal()
         responding = Signal()
         writing = Signal()
         m.d.comb += [
@@ -156,14 +155,13 @@ class MissUnit(wiring.Component):
         with m.If(axi.bvalid & axi.bready):
             m.d.sync += responding.eq(0)
             with m.If(axi.bresp.as_value()[1]):
-                m.d.sync += [self.storage_error.eq(1), write_failed.eq(1)]
+                m.d.sync += self.storage_error.eq(1)
         with m.If(write_start):
             m.d.sync += [
                 axi.awvalid.eq(1),
                 axi.wvalid.eq(1),
                 responding.eq(1),
                 write_word.eq(0),
-                write_failed.eq(0),
             ]
 
         # One request after the other.
@@ -259,7 +257,7 @@ class MissUnit(wiring.Component):
             with m.State("DONE"):
                 m.d.comb += [
                     self.done.eq(1),
-                    self.failed.eq(read_failed | ((kind == MissKind.CLEAN) & write_failed)),
+                    self.failed.eq(read_failed),
                 ]
                 m.next = "IDLE"
         return m

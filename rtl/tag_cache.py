@@ -67,7 +67,8 @@ class TagCache(wiring.Component):
         Tag words to be looked up, and maintenance.
     tag_word : ``Out(stream.Signature(tag_word_layout(config)))``
         Each probe, in order, with its tag word. ``abort`` is set if that could not be had; a STORE
-        with ``abort`` did not happen. Maintenance aborts if a write-back failed.
+        with ``abort`` did not happen. Maintenance is answered when storage has all that was written
+        back, and aborts if ``storage_error`` is set.
     storage_base, storage_bytes, storage_zeroed : ``In``
         The tag-storage map; changes only while nothing is in the cache.
     memory : ``Out(memory_signature(config))``
@@ -270,6 +271,8 @@ class TagCache(wiring.Component):
                 m.d.sync += [walk_set.eq(0), walk_way.eq(0)]
                 with m.If(s1_valid & s1_done):
                     m.d.comb += s1_complete.eq(1)
+                with m.Elif(s1_valid & maintenance & ~miss_unit.idle):
+                    pass  # what was evicted before must be in storage too
                 with m.Elif(s1_valid & maintenance):
                     with m.If(maintain_all):
                         m.next = "WALK"
@@ -277,7 +280,7 @@ class TagCache(wiring.Component):
                         m.d.sync += [walk_set.eq(s1_set), walk_way.eq(hit_way)]
                         m.next = "WALK"
                     with m.Else():
-                        m.d.sync += s1_done.eq(1)
+                        m.d.sync += [s1_done.eq(1), s1_abort.eq(self.storage_error)]
                 with m.Elif(s1_valid & self.storage_error & (s1.kind != ProbeKind.STORE)):
                     m.d.sync += [s1_done.eq(1), s1_abort.eq(1)]
                 with m.Elif(s1_valid & ~storage_ready):
@@ -350,15 +353,13 @@ class TagCache(wiring.Component):
                     with m.If(maintain_all & ~last_set):
                         m.next = "WALK"
                     with m.Else():
-                        m.d.sync += s1_done.eq(1)
+                        m.d.sync += [s1_done.eq(1), s1_abort.eq(self.storage_error)]
                         m.next = "REREAD"
 
             with m.State("CLEAN"):
                 m.d.comb += [walking.eq(1), serving.eq(1)]
                 with m.If(miss_unit.done):
                     m.d.comb += array.dirty_write.eq(1 << walk_way)
-                    with m.If(miss_unit.failed):
-                        m.d.sync += s1_abort.eq(1)
                     m.next = "VISIT"
 
         m.d.comb += [
