@@ -183,9 +183,10 @@ def read_part(config_text: str) -> tuple[str, int]:
 def read_write_modes(config_text: str) -> Counter[str]:
     """How many ports of block RAMs are in each write mode, from the chip configuration.
 
-    A port whose mode is not named is in the default one, NORMAL.
+    A port whose mode is not named is in the default one, NORMAL; so are both ports of a block that
+    is 36 bits wide, which has no write modes.
     """
-    blocks = len(re.findall(r"^enum: EBR\d\.MODE DP16KD$", config_text, re.MULTILINE))
+    blocks = len(re.findall(r"^enum: EBR\d\.MODE (?:DP|PDPW)16KD$", config_text, re.MULTILINE))
     modes = Counter(re.findall(r"^enum: EBR\d\.DP16KD\.WRITEMODE_[AB] (\w+)$", config_text, re.M))
     modes["NORMAL"] += 2 * blocks - modes.total()
     return +modes

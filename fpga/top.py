@@ -96,7 +96,7 @@ class Top(Elaboratable):
         if isinstance(lights, RGB):
             resource = platform.request(lights.resource, 0, dir="-")
             for colour, value in zip("bgr", states, strict=True):
-                light(colour, resource[colour], value)
+                light(colour, getattr(resource, colour), value)
             if hasattr(resource, "leds"):
                 light("leds", resource.leds, Const(1))
         elif len(lights.numbers) == 1:
