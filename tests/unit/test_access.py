@@ -620,6 +620,15 @@ def test_sim_ldg_is_aligned():
     assert answers[2]["secret_finding"]["far"] & 0xFFF == 0x120
 
 
+def test_sim_ldg_beside_the_edges():
+    """The granule counts, not the bytes from an address within it on."""
+    cases = [
+        case(op=Op.LDG, at=(1 << 20) - 1, bytes=16),
+        case(op=Op.LDG, pa=STORAGE - 1, bytes=16, memory=Memory.UNTAGGED),
+    ]
+    check(cases, run(cases))
+
+
 def test_sim_maintenance():
     """By address where there are tags, all at once, and nothing elsewhere; INVALIDATE cleans."""
     untagged = {"memory": Memory.UNTAGGED}
