@@ -23,7 +23,7 @@ from emte.rtl import DEFAULT
 from emte.rtl.layouts import CheckMode, GenerateOp, Op, Outcome, generate_signature
 
 from .memory_map import MemoryMap
-from .ops import STORAGE_BASE, Operation, Regime, Stream, StreamError
+from .ops import STORAGE_BASE, ColumnarStream, Operation, Regime, Stream, StreamError
 from .transactions import TRANSACTION, Flag, Kind, Status
 
 __all__ = ["Program"]
@@ -33,6 +33,9 @@ STORAGE_BYTES = 1 << 40
 _POINTER_BITS = 0xFF << 56
 _OFFSET_BITS = (1 << 56) - 1
 _PHYSICAL_BITS = (1 << 52) - 1
+_NONE = 0xFF
+_FEW = 64
+"""Rows for which arrays are not worth their while."""
 
 
 class _Recipe(enum.IntEnum):
@@ -130,8 +133,11 @@ class Program:
             The storage map does not fit the ports.
         """
         core = _Core(stream)
-        for row, operation in enumerate(stream):
-            core.translate(row, operation)
+        if isinstance(stream, ColumnarStream):
+            core.translate_columns(stream)
+        else:
+            for row, operation in enumerate(stream):
+                core.translate(row, operation)
         return core.program()
 
     def __len__(self) -> int:
@@ -205,6 +211,17 @@ class Program:
         return {"outcome": "async", "tfsr": flags} if any(flags) else _PASS
 
 
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """Operations that follow one another, translated."""
+
+    transactions: npt.NDArray[np.void]
+    lines: npt.NDArray[np.uint32]
+    recipes: npt.NDArray[np.uint8]
+    counts: npt.NDArray[np.int64]
+    """How many transactions each operation has."""
+
+
 class _Core:
     """Translates operations one by one."""
 
@@ -220,10 +237,12 @@ class _Core:
         self._memory_map = MemoryMap()
         self._regime = Regime()
         self._row = 0
+        self._finished: list[_Piece] = []
         self._transactions: list[tuple[int, ...]] = []
         self._recipes: list[int] = []
-        self._first: list[int] = []
+        self._counts: list[int] = []
         self._lines: list[int] = []
+        self._squashed: list[int] = []
         self._fixed: dict[int, dict[str, Any]] = {}
         # Open branches: the rows that name each; those on which the pipeline has an access; and of
         # those resolved ahead of their line whether they were mispredicted.
@@ -256,25 +275,120 @@ class _Core:
         }
         self._send_regime()
         self._send_storage(0, STORAGE_BYTES, STORAGE_BASE)
+        self._preamble = len(self._transactions)
 
     def translate(self, row: int, operation: Operation) -> None:
         """Append the transactions of the next operation."""
         self._row = row
-        self._first.append(len(self._transactions))
+        before = len(self._transactions)
         self._lines.append(operation.line)
         self._recipes.append(_Recipe.EMPTY)
         self._translators[operation.op](operation)
+        self._counts.append(len(self._transactions) - before)
 
     def program(self) -> Program:
         """What has been translated."""
+        pieces = [*self._finished, self._take()]
+        recipes = np.concatenate([piece.recipes for piece in pieces])
+        recipes[self._squashed] = _Recipe.SQUASHED
+        counts = np.concatenate([piece.counts for piece in pieces])
         return Program(
             path=self._stream.path,
-            transactions=np.array(self._transactions, dtype=TRANSACTION),
-            lines=np.array(self._lines, dtype=np.uint32),
-            _recipes=np.array(self._recipes, dtype=np.uint8),
-            _first=np.array([*self._first, len(self._transactions)], dtype=np.int64),
+            transactions=np.concatenate([piece.transactions for piece in pieces]),
+            lines=np.concatenate([piece.lines for piece in pieces]),
+            _recipes=recipes,
+            _first=self._preamble + np.concatenate([[0], np.cumsum(counts)]),
             _fixed=self._fixed,
         )
+
+    def _take(self) -> _Piece:
+        """What has been translated one by one and not yet been taken."""
+        piece = _Piece(
+            np.array(self._transactions, dtype=TRANSACTION),
+            np.array(self._lines, dtype=np.uint32),
+            np.array(self._recipes, dtype=np.uint8),
+            np.array(self._counts, dtype=np.int64),
+        )
+        for pending in (self._transactions, self._lines, self._recipes, self._counts):
+            pending.clear()  # type: ignore[attr-defined]
+        return piece
+
+    # Many at a time
+
+    def translate_columns(self, stream: ColumnarStream) -> None:
+        """Translate a columnar stream: what lies between two changes of state at a time."""
+        names = stream.columns["op_names"].tolist()
+        changes = [names.index(name) for name in ("map", "regime") if name in names]
+        first = 0
+        for row in np.flatnonzero(np.isin(stream.columns["op"], changes)).tolist():
+            self._translate_rows(stream, first, row)
+            first = row
+        self._translate_rows(stream, first, len(stream))
+
+    def _translate_rows(self, stream: ColumnarStream, first: int, last: int) -> None:
+        """Translate the rows from ``first`` on; none but the first may change the state."""
+        head = min(last, first + _FEW)
+        for row, operation in enumerate(stream.at(np.arange(first, head)), first):
+            self.translate(row, operation)
+        if head == last:
+            return
+        self._finished.append(self._take())
+        rows = np.arange(head, last)
+        address = stream.columns["address"][rows]
+        size = stream.columns["size"][rows].astype(np.uint64)
+        flags = stream.columns["flags"][rows]
+        names = stream.columns["op_names"].tolist()
+        codes = np.array([self._DATA[name].value if name in self._DATA else 0xFF for name in names])
+        op = codes[stream.columns["op"][rows]]
+
+        # Data accesses to memory that is there, and that hang on no branch.
+        here = PAGE - address % PAGE
+        crossing = size > here
+        there = address & _POINTER_BITS | (address + here) & _OFFSET_BITS
+        memory, memory_there = self._memory_of(address), self._memory_of(there)
+        plain = (op != 0xFF) & (memory != _NONE) & ~(crossing & (memory_there == _NONE))
+        if "branches" in stream.columns:
+            plain &= stream.columns["branches"][rows] == 0
+
+        # All others one by one.
+        others = np.flatnonzero(~plain)
+        for row, operation in zip(rows[others].tolist(), stream.at(rows[others]), strict=True):
+            self.translate(row, operation)
+        piece = self._take()
+
+        counts = np.where(crossing, 2, 1)
+        counts[others] = piece.counts
+        recipes = np.full(len(rows), _Recipe.VERDICT, dtype=np.uint8)
+        recipes[others] = piece.recipes
+        at = np.cumsum(counts) - counts
+        transactions = np.empty(counts.sum(), dtype=TRANSACTION)
+        shift = np.repeat(at[others] - (np.cumsum(piece.counts) - piece.counts), piece.counts)
+        transactions[shift + np.arange(len(shift))] = piece.transactions
+        flags = (flags & 3) << 1 | np.where(flags & 4, 0, Flag.EL0).astype(np.uint8)
+        for part, va, size_of_part, memory_of_part, of in (
+            (0, address, np.minimum(size, here), memory, plain),
+            (1, there, size - here, memory_there, plain & crossing),
+        ):
+            places = at[of] + part
+            transactions["va"][places] = va[of]
+            transactions["tags"][places] = 0
+            transactions["bytes"][places] = size_of_part[of]
+            transactions["row"][places] = rows[of]
+            transactions["kind"][places] = Kind.ACCESS
+            transactions["op"][places] = op[of]
+            transactions["flags"][places] = flags[of] | memory_of_part[of]
+            transactions["branches"][places] = 0
+        lines = (rows + 1).astype(np.uint32)
+        self._finished.append(_Piece(transactions, lines, recipes, counts))
+
+    def _memory_of(self, addresses: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint8]:
+        """:meth:`_memory` of many: Flag.TAGGED, 0 for untagged, or _NONE."""
+        numbers = {"untagged": 0, "tagged": int(Flag.TAGGED), "none": _NONE}
+        # An address is accepted or not by its bits 63:55, and the same pages come often.
+        pages = addresses >> 55 << 55 | (addresses & _PHYSICAL_BITS) >> 12 << 12
+        places, which = np.unique(pages, return_inverse=True)
+        kinds = [numbers[self._memory(place)] for place in places.tolist()]
+        return np.array(kinds, dtype=np.uint8)[which]
 
     # What the translators share
 
@@ -292,7 +406,7 @@ class _Core:
         self._transactions.append((va, tags, size, self._row, kind, op, flags, branches))
 
     def _fix(self, outcome: dict[str, Any]) -> None:
-        self._recipes[self._row] = _Recipe.FIXED
+        self._recipes[-1] = _Recipe.FIXED
         self._fixed[self._row] = outcome
 
     def _memory(self, address: int) -> str:
@@ -326,8 +440,7 @@ class _Core:
         """An access to memory: one transaction for each page, unless one of them is not mapped."""
         branches = self._depend(operation)
         if branches is None:
-            self._recipes[self._row] = _Recipe.SQUASHED
-            return
+            return  # its branch squashes it
         parts = [(*part, self._memory(part[0])) for part in _split(address, size)]
         for n, (part, _, memory) in enumerate(parts):
             if memory == "none":
@@ -337,7 +450,7 @@ class _Core:
                 parts = parts[:n] if op is Op.STG else []
                 break
         else:
-            self._recipes[self._row] = recipe
+            self._recipes[-1] = recipe
         flags = 0
         if operation.exempt:
             flags |= Flag.EXEMPT
@@ -386,7 +499,7 @@ class _Core:
         if operation.address % 16:
             # The alignment fault comes before translation, so the pipeline gets it all the same.
             flags = 0 if operation.el else Flag.EL0
-            self._recipes[self._row] = _Recipe.VERDICT
+            self._recipes[-1] = _Recipe.VERDICT
             self._append(
                 Kind.ACCESS,
                 op=Op.STG.value,
@@ -445,7 +558,7 @@ class _Core:
     ) -> None:
         """``address`` is the result, but for its tag."""
         request = _pack(_GENERATE_REQUEST, {"op": op, "el0": not operation.el, **fields})
-        self._recipes[self._row] = recipe
+        self._recipes[-1] = recipe
         self._append(Kind.GENERATE, va=address, tags=request)
 
     def _random_tag(self, operation: Operation) -> None:
@@ -518,8 +631,7 @@ class _Core:
     def _resolve(self, operation: Operation) -> None:
         dependents = self._dependents.pop(operation.id)
         if operation.mispredicted:
-            for row in dependents:
-                self._recipes[row] = _Recipe.SQUASHED
+            self._squashed += dependents
         if self._resolved_ahead.pop(operation.id, None) is None:
             self._send_resolve(operation.id, operation.mispredicted)
 

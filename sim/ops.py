@@ -33,6 +33,7 @@ __all__ = [
     "PA_MASK",
     "STORAGE_BASE",
     "TAG_STORES",
+    "ColumnarStream",
     "Operation",
     "Regime",
     "Stream",
@@ -509,7 +510,7 @@ _CHUNK = 8192
 _BRANCHES_OF = [tuple(i for i in range(8) if mask >> i & 1) for mask in range(256)]
 
 
-class _ColumnarStream(Stream):
+class ColumnarStream(Stream):
     """A stream that stays arrays; operations are made while iterating."""
 
     columns: Mapping[str, np.ndarray]
@@ -546,13 +547,16 @@ class _ColumnarStream(Stream):
             name: array if name in _TABLES else array[:count]
             for name, array in self.columns.items()
         }
-        return _ColumnarStream(self.path, columns, self._regimes)
+        return ColumnarStream(self.path, columns, self._regimes)
 
     def select(self, names: Collection[str]) -> Iterator[Operation]:
         import numpy as np
 
         numbers = [n for n, name in enumerate(self._names) if name in names]
-        rows = np.flatnonzero(np.isin(self.columns["op"], numbers))
+        return self.at(np.flatnonzero(np.isin(self.columns["op"], numbers)))
+
+    def at(self, rows: np.ndarray) -> Iterator[Operation]:
+        """The operations of some rows, which are numbered from 0."""
         for first in range(0, len(rows), _CHUNK):
             part = rows[first : first + _CHUNK]
             yield from self._rows(part, (part + 1).tolist())
@@ -629,7 +633,7 @@ def _read_columns(path: str) -> Stream:
         except Exception as error:  # zipfile, zlib and numpy have a dozen kinds for damaged files
             text = " ".join(str(error).split()) or type(error).__name__
             raise StreamError(f"damaged .npz file: {text}", path=path) from None
-    return _ColumnarStream(path, columns, _validate_columns(path, columns))
+    return ColumnarStream(path, columns, _validate_columns(path, columns))
 
 
 def _validate_columns(path: str, columns: Mapping[str, np.ndarray]) -> list[Regime]:
