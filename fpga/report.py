@@ -6,7 +6,6 @@ that is measured is one of the component's own.
 """
 
 import json
-import math
 import re
 import statistics
 from collections import Counter
@@ -23,6 +22,7 @@ from amaranth.hdl import (
     DomainRenamer,
     Elaboratable,
     Module,
+    ResetSignal,
     Signal,
     Value,
 )
@@ -83,29 +83,25 @@ class Registered(Elaboratable):
 
     def elaborate(self, platform) -> Module:
         m = Module()
-        m.domains.unit = unit = ClockDomain()
+        m.domains.unit = ClockDomain()
         m.submodules.unit = DomainRenamer("unit")(self.component)
-        m.d.comb += unit.clk.eq(ClockSignal())
+        m.d.comb += ClockSignal("unit").eq(ClockSignal())
 
-        inputs, outputs = [unit.rst], []
-        signature = self.component.signature
-        for _, member, value in signature.flatten(self.component):
+        inputs: list[Value] = [ResetSignal("unit")]
+        outputs: list[Value] = []
+        for _, member, value in self.component.signature.flatten(self.component):
             (inputs if member.flow is wiring.In else outputs).append(Value.cast(value))
 
         chain = Signal(len(Cat(inputs)))
         m.d.sync += chain.eq(Cat(self.i, chain))
         m.d.comb += Cat(inputs).eq(chain)
 
-        level = Cat(outputs)
-        first = True
-        while first or len(level) > 1:
-            size = 1 if first else 4
-            folded = Signal(math.ceil(len(level) / size))
-            m.d.sync += folded.eq(
-                Cat(level[at : at + size].xor() for at in range(0, len(level), size))
-            )
-            level = folded
-            first = False
+        level = Signal(len(Cat(outputs)))
+        m.d.sync += level.eq(Cat(outputs))
+        while len(level) > 1:
+            groups = [level[at : at + 4] for at in range(0, len(level), 4)]
+            level = Signal(len(groups))
+            m.d.sync += level.eq(Cat(group.xor() for group in groups))
         m.d.comb += self.o.eq(level)
         return m
 
@@ -117,8 +113,8 @@ class _Top(Elaboratable):
     def elaborate(self, platform) -> Module:
         m = Module()
         m.submodules.registered = registered = Registered(self.component)
-        m.submodules.i = i = io.Buffer("i", platform.request("i", dir="-"))
-        m.submodules.o = o = io.Buffer("o", platform.request("o", dir="-"))
+        m.submodules.i = i = io.Buffer(io.Direction.Input, platform.request("i", dir="-"))
+        m.submodules.o = o = io.Buffer(io.Direction.Output, platform.request("o", dir="-"))
         m.d.comb += [registered.i.eq(i.i), o.o.eq(registered.o)]
         return m
 
@@ -127,9 +123,9 @@ class _Platform(LatticeECP5Platform):
     device = DEVICE
     package = "BG381"
     speed = "6"
-    default_clk = "clk"
-    resources = ()
-    connectors = ()
+    default_clk: Any = "clk"
+    resources: Any = ()
+    connectors: Any = ()
 
     def __init__(self, speed: int, target_mhz: int) -> None:
         self.speed = str(speed)
@@ -271,6 +267,7 @@ def measure(
     run("yosys", ["top.ys"], folder=folder, log="yosys.log", say=say)
     area = read_area(json.loads((folder / "top.json").read_text()))
 
+    clocks: list[float] = []
     runs = []
     for seed in range(1, seeds + 1):
         arguments = [
@@ -293,16 +290,16 @@ def measure(
         limit = clock_limit(placed_speed, write_modes)
         path_mhz, slowest = read_path(json.loads((folder / f"seed-{seed}.json").read_text()))
         mhz = path_mhz if limit is None else min(path_mhz, limit)
+        clocks.append(round(mhz, 2))
         runs.append(
             {
                 "seed": seed,
-                "mhz": round(mhz, 2),
+                "mhz": clocks[-1],
                 "path_mhz": round(path_mhz, 2),
                 "slowest_path": slowest,
             }
         )
 
-    clocks = [run["mhz"] for run in runs]
     return {
         "part": part,
         "speed_grade": placed_speed,

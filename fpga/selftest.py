@@ -160,8 +160,8 @@ class Sequencer(wiring.Component):
         )
         init = []
         for step, expect, after in self._lines:
-            row = {"after": after}
-            if expect is not None:
+            row: dict[str, object] = {"after": after}
+            if isinstance(step, Access) and expect is not None:
                 row |= {
                     "outcome": expect.outcome,
                     "far": expect.far,

@@ -67,7 +67,7 @@ class Top(Elaboratable):
             m.d.comb += restart.rst.eq(0)
         else:
             m.submodules.button = button = io.Buffer(
-                "i", platform.request("button", self.board.button, dir="-")
+                io.Direction.Input, platform.request("button", self.board.button, dir="-")
             )
             m.submodules.button_synchronizer = FFSynchronizer(
                 button.i, restart.rst, o_domain="test", reset_less=True
@@ -88,7 +88,7 @@ class Top(Elaboratable):
             m.d.restart += blink.eq(blink + 1)
 
         def light(name, port, value):
-            m.submodules[name] = buffer = io.Buffer("o", port)
+            m.submodules[name] = buffer = io.Buffer(io.Direction.Output, port)
             m.d.comb += buffer.o.eq(value.replicate(len(port)))
 
         states = (selftest.running, selftest.passed, selftest.failed)
