@@ -42,14 +42,15 @@ class _Parser(argparse.ArgumentParser):
         self.exit(BAD_INPUT, f"{self.prog}: {message}\n")
 
 
-def _at_least(low: int) -> Callable[[str], int]:
+def _integer(low: int, high: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
         try:
             value = int(text, 0)
         except ValueError:
             value = low - 1
-        if value < low:
-            raise argparse.ArgumentTypeError(f"must be an integer of at least {low}, not {text!r}")
+        if not low <= value <= high:
+            message = f"must be an integer from {low} to {high}, not {text!r}"
+            raise argparse.ArgumentTypeError(message)
         return value
 
     return parse
@@ -84,14 +85,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     runner.add_argument(
         "--seed",
-        type=_at_least(0),
+        type=_integer(0, (1 << 64) - 1),
         default=0,
         metavar="N",
         help="0: all ports at full speed (default); else they pause at random, by this seed",
     )
     runner.add_argument(
         "--latency",
-        type=_at_least(1),
+        type=_integer(1, 1_000_000),
         default=DEFAULT_LATENCY,
         metavar="CYCLES",
         help="of the DRAM, from a read address to its first beat (default: %(default)s)",
@@ -164,6 +165,9 @@ def _run(arguments: argparse.Namespace) -> int:
         if arguments.vcd:
             raise UserError("--vcd shows hardware: --engine pysim or verilator")
     stream = read(arguments.stream)
+    for path in (arguments.out, arguments.vcd):
+        if path and os.path.exists(path) and os.path.samefile(path, arguments.stream):
+            raise UserError(f"{path} is the stream itself: it would be overwritten")
     config = None
     if engine != "model" or arguments.preset != "default":
         config = configuration(arguments.preset, arguments.barrier)

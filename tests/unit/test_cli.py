@@ -217,6 +217,10 @@ def test_truncated_gzip(fail):
             ["run", "s.jsonl", "--engine", "pysim", "--vcd", "no/w.vcd"],
             "emte: no/w.vcd: No such file or directory",
         ),
+        (
+            ["run", "s.jsonl", "--out", "./s.jsonl"],
+            "emte: ./s.jsonl is the stream itself: it would be overwritten",
+        ),
         (["run", "s.jsonl", "--observe", "x"], "emte: --observe is not in this version"),
         (
             ["run", "s.jsonl", "--check"],
@@ -228,15 +232,16 @@ def test_truncated_gzip(fail):
         ),
         (
             ["run", "s.jsonl", "--seed", "-1"],
-            "emte run: argument --seed: must be an integer of at least 0, not '-1'",
+            "emte run: argument --seed: must be an integer from 0 to "
+            "18446744073709551615, not '-1'",
         ),
         (
             ["run", "s.jsonl", "--latency", "0"],
-            "emte run: argument --latency: must be an integer of at least 1, not '0'",
+            "emte run: argument --latency: must be an integer from 1 to 1000000, not '0'",
         ),
         (
             ["run", "s.jsonl", "--latency", "x"],
-            "emte run: argument --latency: must be an integer of at least 1, not 'x'",
+            "emte run: argument --latency: must be an integer from 1 to 1000000, not 'x'",
         ),
         (["run", "s.jsonl", "--chekc"], "emte: unrecognized arguments: --chekc"),
         (["run"], "emte run: the following arguments are required: STREAM"),
@@ -396,6 +401,13 @@ def test_asynchronous_faults_are_located():
     assert found == [(4, "async", PAGE + 0x30, 0, 4)]
 
 
+def test_asynchronous_faults_of_blocks_are_located():
+    regime = Operation("regime", regime=Regime(tcf=("async", "async"), dczid_bs=2))
+    stores = [Operation("stg", address=PAGE + offset, tag=4) for offset in (0x10, 0x30)]
+    found = faults_of(regime, *stores, Operation("dc_zva", address=PAGE + 0x3C))
+    assert found == [(5, "async", PAGE + 0x3C, 0, 4)]
+
+
 def test_other_faults_have_no_memory_tag_where_there_is_none():
     hole = Operation("map", address=0x20000, bytes=4096, memory="none")
     load = Operation("load", address=0x20000, size=8)
@@ -507,7 +519,11 @@ def test_demo(emte, short_demo):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{400: {"outcome": "uncorrectable", "far": "0x1", "wnr": 0}}, {2710: {"outcome": "pass"}}],
+    [
+        {400: {"outcome": "uncorrectable", "far": "0x1", "wnr": 0}},
+        {2710: {"outcome": "pass"}},
+        {2861: {"outcome": "tag_check_fault", "far": "0x70000006ff004e1", "wnr": 1}},
+    ],
 )
 def test_demo_fails_if_a_verdict_is_wrong(emte, short_demo, wrong):
     short_demo.update(wrong)
@@ -515,6 +531,16 @@ def test_demo_fails_if_a_verdict_is_wrong(emte, short_demo, wrong):
     assert code == 1
     assert out.endswith("\nSomething is wrong.\n")
     assert re.search(r"golden model +line \d+: {'outcome'", out)
+
+
+def test_demo_fails_if_another_number_of_accesses_is_stopped(emte, short_demo, monkeypatch):
+    correct = demo._Program("bug_uaf", "A program that should be correct")
+    monkeypatch.setattr(demo, "_PROGRAMS", (correct,))
+    monkeypatch.setattr(demo, "_SHORT", 10_000)
+    code, out, _ = emte("demo")
+    assert code == 1
+    assert "golden model   every outcome is the same" in out
+    assert "a correct program should not do this" in out
 
 
 def test_demo_names_what_the_fast_engine_lacks(monkeypatch):

@@ -234,6 +234,12 @@ def test_branches_are_a_set():
     assert read_line(line).branches == (2, 5)
 
 
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_map_may_reach_the_end_of_memory(ending):
+    last = Operation("map", 1, (1 << 52) - 4096, bytes=4096, memory="none")
+    assert round_trip([last], ending) == [last]
+
+
 def test_pc_0_is_not_known():
     assert read_line('{"op":"gcr","pc":0}').pc is None
 
