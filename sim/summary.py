@@ -84,7 +84,8 @@ def _first_mismatch(model: Model, operation: Operation, regime: Regime) -> int:
     for granule in granules(operation, regime):
         tag = model.tag_at(granule << 4)
         if pointer_tag != (canonical if tag is None and any(regime.mtx) else tag):
-            return max(operation.address, top | granule << 4)
+            start = top | granule << 4
+            return start if operation.op == "dc_zva" else max(operation.address, start)
     return operation.address
 
 

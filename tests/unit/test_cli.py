@@ -405,7 +405,7 @@ def test_asynchronous_faults_of_blocks_are_located():
     regime = Operation("regime", regime=Regime(tcf=("async", "async"), dczid_bs=2))
     stores = [Operation("stg", address=PAGE + offset, tag=4) for offset in (0x10, 0x30)]
     found = faults_of(regime, *stores, Operation("dc_zva", address=PAGE + 0x3C))
-    assert found == [(5, "async", PAGE + 0x3C, 0, 4)]
+    assert found == [(5, "async", PAGE + 0x30, 0, 4)]
 
 
 def test_other_faults_have_no_memory_tag_where_there_is_none():
