@@ -92,7 +92,7 @@ class TagGenerator(wiring.Component):
 
         with m.FSM():
             with m.State("IDLE"):
-                m.d.comb += [request.ready.eq(1), self.idle.eq(~request.valid)]
+                m.d.comb += [request.ready.eq(1), self.idle.eq(1)]
                 with m.If(self.generate.rgsr_write):
                     m.d.sync += [
                         secret_rgsr_tag.eq(self.generate.rgsr_value.tag),
