@@ -91,11 +91,12 @@ class AxiMemory:
         }
         self._idle = {channel: next(pauses) for channel, pauses in self._pauses.items()}
         # With the cycle from which on they are answered, and reads with the words that they return.
-        self._reads: deque[tuple[int, Transaction, list[int]]] = deque()
-        self._writes: deque[Transaction] = deque()
-        self._write_beats: deque[tuple[int, int]] = deque()
-        self._responses: deque[tuple[int, Transaction]] = deque()
-        self._response: Response | None = None
+        self._reads: deque[tuple[int, Transaction, list[int]]]
+        self._writes: deque[Transaction]
+        self._write_beats: deque[tuple[int, int]]
+        self._responses: deque[tuple[int, Transaction]]
+        self._response: Response | None
+        self.reset()
         self.words: dict[int, int] = {}
         self.read_errors: Container[int] = ()
         self.write_errors: Container[int] = ()
@@ -110,6 +111,14 @@ class AxiMemory:
             _, _, sampled = await ctx.tick().sample(self._sampled)
             self._observe(driven, sampled)
             self.cycle += 1
+
+    def reset(self) -> None:
+        """Forget all that is under way, as when the bus is reset; content stays."""
+        self._reads = deque()
+        self._writes = deque()
+        self._write_beats = deque()
+        self._responses = deque()
+        self._response = None
 
     def addresses(self, transaction: Transaction) -> list[int]:
         """Addresses of the words of a burst."""

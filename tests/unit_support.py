@@ -3,19 +3,16 @@
 from collections.abc import Iterator
 from typing import Any
 
-from amaranth.hdl import Elaboratable, Module
+from amaranth.hdl import Module
 from amaranth.lib import data, enum, stream, wiring
 from emte.rtl.axi import AXI4Signature
 from emte.sim.monitors import StreamMonitor, axi4_channels
 
 
-def watched(dut: wiring.Component, *, also: Elaboratable | None = None) -> Module:
-    """A design with a monitor on each stream of ``dut`` and each channel of its AXI4 ports.
-
-    ``also`` stands in for ``dut`` where that is wrapped.
-    """
+def watched(dut: wiring.Component) -> Module:
+    """A design with a monitor on each stream of ``dut`` and each channel of its AXI4 ports."""
     m = Module()
-    m.submodules.dut = dut if also is None else also
+    m.submodules.dut = dut
     for name, interface in _interfaces(dut, ()):
         if isinstance(interface.signature, AXI4Signature):
             for channel, watched_channel in axi4_channels(m, interface).items():

@@ -163,7 +163,7 @@ class Bench:
             ctx.set(self.dut.storage_bytes, self.storage_bytes)
             ctx.set(self.dut.storage_zeroed, self.zeroed)
 
-        design = watched(self.dut, also=ResetInserter(self.reset)(self.dut))
+        design = ResetInserter(self.reset)(watched(self.dut))
         simulate(design, configure, *benches, background=[self.memory.bench, *background])
 
     def payload(self, kind, word=0, mask=0xFFFF, tags=0):
