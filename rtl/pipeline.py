@@ -32,9 +32,11 @@ class TagPipeline(wiring.Component):
 
     The core keeps to this contract: ids are unique while outstanding, and free again after their
     verdict or in the cycle after the resolve that squashed them; an access that crosses a page
-    comes as two; tag operations on memory and requests for tags are sent only when they are
-    certain; a tag store is not sent to a granule at which an unresolved access looks; no branch
-    waits for an access that stands behind a speculative one in ``access``.
+    comes as two; tag stores, maintenance and requests for tags are sent only when they are certain;
+    a younger access to the granule of a tag store is sent after it; a tag store is not sent to a
+    granule at which an unresolved access looks; and no branch waits for an access that stands
+    behind a speculative one in ``access``, or behind one that was taken while ``config.held``
+    others were unresolved.
 
     Members
     -------
