@@ -144,7 +144,7 @@ class AxiMemory:
             driven |= {"bvalid": 1, "bid": write.id, "bresp": self._response}
         return driven
 
-    def _observe(self, driven: dict[str, Any], sampled: data.Const) -> None:
+    def _observe(self, driven: dict[str, Any], sampled: Any) -> None:
         transferred = {
             "aw": driven["awready"] and sampled.awvalid,
             "w": driven["wready"] and sampled.wvalid,
@@ -184,7 +184,7 @@ class AxiMemory:
             else:
                 self._idle[channel] = max(self._idle[channel] - 1, 0)
 
-    def _begin(self, channel: str, sampled: data.Const) -> Transaction:
+    def _begin(self, channel: str, sampled: Any) -> Transaction:
         id_, address, length, size, burst = (
             getattr(sampled, channel + name) for name in ("id", "addr", "len", "size", "burst")
         )

@@ -499,6 +499,24 @@ def test_timing_hit(mismatch):
     assert len(bench.verdicts) == 4
 
 
+def test_timing_miss():
+    """A miss takes 12 cycles and the memory's latency more, if its victim is clean."""
+    latency = 5
+    bench = Bench(latency=latency)
+    traffic = Traffic(SMALL)
+    for n in range(2):
+        traffic.access("load", MAP.start + 2048 * n, size=8)
+
+    async def scenario():
+        for step in traffic.steps:
+            await bench.wait_until_idle()
+            await bench.play([step])
+        step, cycle = bench.verdicts[1]
+        assert cycle - step.sent == 8 + 12 + latency
+
+    bench.run(scenario)
+
+
 def test_timing_throughput():
     """One verdict in each cycle on certain hits, with faults among them."""
     warm, loads = certain_loads(60, mismatch=lambda n: n % 7 == 3)
