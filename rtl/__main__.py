@@ -38,7 +38,8 @@ def _fields(layout: data.Layout, prefix: str = "", offset: int = 0) -> Iterator[
             bits = f"[{low + field.width - 1}:{low}]" if field.width > 1 else f"[{low}]"
             values = ""
             if isinstance(field.shape, enum.EnumType):
-                values = "  " + " ".join(f"{member.name}={member.value}" for member in field.shape)
+                members = field.shape.__members__.values()
+                values = "  " + " ".join(f"{member.name}={member.value}" for member in members)
             yield f"  {bits:10} {path}{values}"
 
 

@@ -1,6 +1,6 @@
 """The speculation barrier: the only unit that knows branches."""
 
-from amaranth.hdl import Assert, Module, Mux, Signal
+from amaranth.hdl import Assert, Const, Module, Mux, Signal, Value
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -144,8 +144,12 @@ class SpeculationBarrier(wiring.Component):
             ]
         with m.If(verdict_valid):
             m.d.comb += self.verdict.payload.id.eq(verdict_ticket.id)
-        for name in ("outcome", "far", "wnr", "tags"):
-            m.d.comb += self.verdict.payload[name].eq(verdict_finding[name])
+        m.d.comb += [
+            self.verdict.payload.outcome.eq(verdict_finding.outcome),
+            self.verdict.payload.far.eq(verdict_finding.far),
+            self.verdict.payload.wnr.eq(verdict_finding.wnr),
+            self.verdict.payload.tags.eq(verdict_finding.tags),
+        ]
         with m.If(self.verdict.valid & self.verdict.ready):
             with m.If(verdict_finding.outcome == Outcome.ASYNC):
                 with m.If(verdict_ticket.el0):
@@ -161,7 +165,7 @@ class SpeculationBarrier(wiring.Component):
             entering.control.eq(head.control),
             leaving.eq(outcome),
         ]
-        table_empty = 1
+        table_empty: Value = Const(1)
         if config.barrier is Barrier.NONE:
             m.d.comb += [
                 admit.eq(queue.o.valid),

@@ -8,6 +8,8 @@ from amaranth.lib import data
 __all__ = ["PayloadRegister"]
 
 Path = tuple[str, ...]
+Payload = data.View | Signal
+"""A value of a struct layout; ``Signal(layout)`` is a view, which the stubs do not know."""
 
 
 def _leaves(layout: data.StructLayout, path: Path = ()) -> Iterator[tuple[Path, int]]:
@@ -18,9 +20,9 @@ def _leaves(layout: data.StructLayout, path: Path = ()) -> Iterator[tuple[Path, 
             yield (*path, name), field.width
 
 
-def _leaf(view: data.View, path: Path) -> Value:
+def _leaf(view: Payload, path: Path) -> Value:
     for part in path:
-        view = view[part]
+        view = getattr(view, part)
     return Value.cast(view)
 
 
@@ -45,7 +47,7 @@ class PayloadRegister:
             prefix = ("secret",) if secret else ()
             self._signals[path] = Signal(width, name="_".join((*prefix, name, *path)))
 
-    def load(self, payload: data.View) -> list:
+    def load(self, payload: Payload) -> list:
         """Statements that put a payload into the register."""
         return [signal.eq(_leaf(payload, path)) for path, signal in self._signals.items()]
 
@@ -53,6 +55,6 @@ class PayloadRegister:
         """Statements that put the content of a register of the same layout into this one."""
         return [signal.eq(other._signals[path]) for path, signal in self._signals.items()]
 
-    def drive(self, payload: data.View) -> list:
+    def drive(self, payload: Payload) -> list:
         """Statements that put the register's content onto a payload."""
         return [_leaf(payload, path).eq(signal) for path, signal in self._signals.items()]

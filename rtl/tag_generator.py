@@ -1,6 +1,6 @@
 """Tag choice for IRG, ADDG and SUBG."""
 
-from amaranth.hdl import Cat, Module, Mux, Signal, Value
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -127,7 +127,7 @@ class TagGenerator(wiring.Component):
 
             with m.State("SELECT"):
                 m.d.sync += secret_tag.eq(0)
-                before = 0
+                before: Value = Const(0)
                 for number in range(16):
                     with m.If(enabled & secret_order[number] & (secret_rank == before)):
                         m.d.sync += secret_tag.eq(secret_first + number)
