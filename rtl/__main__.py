@@ -5,7 +5,7 @@ import dataclasses
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def _fields(layout: data.Layout, prefix: str = "", offset: int = 0) -> Iterator[
             bits = f"[{low + field.width - 1}:{low}]" if field.width > 1 else f"[{low}]"
             values = ""
             if isinstance(field.shape, enum.EnumType):
-                members = field.shape.__members__.values()
+                members: Iterable[enum.Enum] = field.shape.__members__.values()
                 values = "  " + " ".join(f"{member.name}={member.value}" for member in members)
             yield f"  {bits:10} {path}{values}"
 
