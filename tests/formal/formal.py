@@ -174,7 +174,7 @@ def run(command: list[str | os.PathLike], *, seconds: float = 300) -> str:
     except subprocess.TimeoutExpired as e:
         raise FormalError(f"{Path(command[0]).name} was stopped after {seconds} s") from e
     if done.returncode != 0:
-        raise FormalError(f"{Path(command[0]).name} failed:\n{done.stdout[-3000:]}")
+        raise FormalError(f"{Path(command[0]).name} failed:\n{done.stdout[-1500:]}")
     return done.stdout
 
 

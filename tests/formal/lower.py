@@ -70,7 +70,8 @@ def lower(source: Path, folder: Path) -> None:
         top.connect(ys.SigSpec(top.addWire(name(output))), counts)
 
     top.fixup_ports()
-    # From here on nothing may look at initial values: to `opt` a register without one is a constant.
+    # From here on nothing may look at initial values: `opt` takes a register that has none for a
+    # constant.
     design.run_pass("setundef -undriven -anyseq")
     design.run_pass(f"write_rtlil {folder / 'replay.il'}")
     properties_in_order = {}

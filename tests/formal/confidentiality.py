@@ -1,0 +1,286 @@
+"""Proves that tags stay secret until release: ``python tests/formal/confidentiality.py``.
+
+The claim: two copies of the pipeline that differ in nothing but tags (those in the cache, those
+that are refilled, those of tag stores) agree on every observable in every cycle, for as long as
+the outcomes that they released agree. Observable is every output but the tags that are written
+back.
+
+The proof is by induction over cycles, with the statement "all public registers and memories are
+equal". It holds after reset, since each public one has a reset value (memories: contents at
+configuration). And one step keeps it: ``relate.py`` lets the two copies share what is public,
+leaves what is secret free in each, and compares what is public after the step. That what is
+released is legitimate, certain and not squashed, is no part of it: ``barrier_spec.py`` shows it.
+
+What is secret is told by names, so the list of secrets is held against a reviewed one, as is all
+that the environment gives or does not see.
+"""
+
+import json
+import re
+import sys
+import tempfile
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from amaranth.back import rtlil
+from amaranth.lib import data, wiring
+from emte.rtl.config import DEFAULT, SMALL, Barrier, TagConfig
+from emte.rtl.layouts import access_layout, generate_signature, verdict_layout
+from emte.rtl.pipeline import TagPipeline
+from formal import FormalError, abc, aiger_outputs, run
+
+__all__ = ["SECRETS", "Relation", "relate"]
+
+SECRETS = {
+    # Tags of stores, on their way.
+    "barrier.queue.secret_head_access_tags",
+    "barrier.queue.secret_tail_access_tags",
+    "barrier.secret_admitted_access_tags",
+    "decoder.secret_probe_secret_tags",
+    "cache.secret_s1_secret_tags",
+    "cache.secret_s2_secret_tags",
+    "check.secret_s1_secret_tags",
+    # Tags of memory.
+    "cache.array.secret_tags",
+    "cache.miss_unit.secret_line",
+    "check.secret_tags",
+    # What was found out about an access.
+    "check.secret_mismatches",
+    "check.secret_earlier",
+    "check.secret_result_secret_finding_outcome",
+    "check.secret_result_secret_finding_far",
+    "check.secret_result_secret_finding_wnr",
+    "check.secret_result_secret_finding_tags",
+    "barrier.secret_findings",
+    # Tags that are being chosen, and what they are chosen from.
+    "generator.secret_entropy",
+    "generator.secret_first",
+    "generator.secret_order",
+    "generator.secret_rank",
+    "generator.secret_tag",
+}
+"""Every register and memory that may differ, in the oblivious form."""
+
+PUBLISHED = {
+    "decoder.secret_unchecked_secret_finding_outcome",
+    "decoder.secret_unchecked_secret_finding_far",
+    "decoder.secret_unchecked_secret_finding_wnr",
+    "decoder.secret_unchecked_secret_finding_tags",
+    "generator.secret_rgsr_tag",
+    "generator.secret_rgsr_seed",
+}
+"""Named as secrets, yet nothing unreleased enters them: an access that is not checked has no tag
+looked up, and RGSR takes the tag that is released. So they are compared like all that is public."""
+
+UNOBSERVED = {"memory__wdata"}
+"""Outputs that carry tags to their owner: what is written back to tag storage."""
+
+UNDEFINED_AFTER_RESET = {"cache.array.entries (what it reads)"}
+"""Public state without a value after reset: the directory's read register. No tag enters it, and
+it is read again before it is used."""
+
+
+@dataclass(frozen=True)
+class Relation:
+    """What :func:`relate` found.
+
+    Attributes
+    ----------
+    public, secret : dict[str, int]
+        Registers and memories, with their bits.
+    without_reset : list[str]
+        Public state whose value after reset is undefined.
+    observed : list[str]
+        Output ports that are compared.
+    compared : list[str]
+        Everything that is compared.
+    differing : list[str]
+        What of it can differ: empty if the proof succeeded.
+    gates : int
+        Size of the problem, before it was solved.
+    """
+
+    public: dict[str, int]
+    secret: dict[str, int]
+    without_reset: list[str]
+    observed: list[str]
+    compared: list[str]
+    differing: list[str]
+    gates: int
+
+
+def relate(
+    design: TagPipeline, *, published: Collection[str] = PUBLISHED, barrier: str = "barrier"
+) -> Relation:
+    """Check one step of two copies that differ in secrets.
+
+    Parameters
+    ----------
+    design
+        The pipeline, or a variant with the same ports.
+    published
+        Registers and memories that are taken as public although their names say otherwise.
+    barrier
+        Where the barrier, which owns the released outcome, is in the design.
+    """
+    config = design.config
+    access = access_layout(config)
+    request = generate_signature(config).members["request"].signature.members["payload"].shape
+    plan = {
+        "prefix": "secret_",
+        "published": sorted(published),
+        "secret_inputs": {
+            "access__payload": [bits(access, "tags")],
+            "generate__request__payload": [bits(request, "entropy")],
+            "memory__rdata": [[0, config.word_bits]],
+        },
+        "unobserved": sorted(UNOBSERVED),
+        "released": [
+            {
+                "valid": f"next:{barrier}.verdict_valid",
+                "payload": f"next:{barrier}.verdict_finding",
+            },
+            {
+                "valid": "generate__response__valid",
+                "payload": "generate__response__payload",
+            },
+        ],
+        "shown": [
+            {
+                "register": f"{barrier}.verdict_valid",
+                "port": "verdict__valid",
+                "offset": 0,
+                "when": None,
+            },
+            {
+                "register": f"{barrier}.verdict_finding",
+                "port": "verdict__payload",
+                "offset": verdict_layout(config)["outcome"].offset,
+                "when": "verdict__valid",
+            },
+        ],
+    }
+    with tempfile.TemporaryDirectory(prefix="emte-relate-") as name:
+        folder = Path(name)
+        (folder / "plan.json").write_text(json.dumps(plan))
+        (folder / "design.il").write_text(rtlil.convert(design))
+        script = Path(__file__).with_name("relate.py")
+        run([sys.executable, script, folder / "design.il", folder / "plan.json", folder])
+        inventory = json.loads((folder / "inventory.json").read_text())
+        _check_bookkeeping(design, inventory)
+        gates, differing = _solve(folder, inventory["checks"])
+    ports = {"__".join(map(str, path)) for path, _, _ in design.signature.flatten(design)}
+    return Relation(
+        public=inventory["public"],
+        secret=inventory["secret"],
+        without_reset=inventory["without_reset"],
+        observed=sorted(ports & set(inventory["checks"])),
+        compared=inventory["checks"],
+        differing=differing,
+        gates=gates,
+    )
+
+
+def bits(layout: data.StructLayout, name: str) -> list[int]:
+    return [layout[name].offset, layout[name].width]
+
+
+def _check_bookkeeping(design: wiring.Component, inventory: Mapping) -> None:
+    """Nothing may fall out of the comparison: neither a port nor a bit of public state."""
+    outputs = {
+        "__".join(map(str, path))
+        for path, member, _ in design.signature.flatten(design)
+        if member.flow == wiring.Out
+    }
+    if missing := outputs - UNOBSERVED - set(inventory["checks"]):
+        raise FormalError(f"outputs are not compared: {sorted(missing)}")
+    if unknown := UNOBSERVED - outputs:
+        raise FormalError(f"no such outputs: {sorted(unknown)}")
+
+    def state(ports: Mapping[str, int], prefix: str) -> dict[str, int]:
+        totals: dict[str, int] = {}
+        for port, width in ports.items():
+            if port.startswith(prefix):
+                path = port.removeprefix(prefix).partition("[")[0]
+                totals[path] = totals.get(path, 0) + width
+        return totals
+
+    shared = state(inventory["shared"], "now:")
+    free = state(inventory["free"], "now:")
+    compared = state(inventory["compared"], "next:")
+    memories = {port.rpartition(".")[0] for port in compared if port.endswith(".RD_ADDR")}
+    for path, width in inventory["public"].items():
+        if path in memories:
+            ports = ("RD_ADDR", "RD_EN", "RD_ARST", "RD_SRST", "WR_ADDR", "WR_EN", "WR_DATA")
+            complete = path in shared and all(f"{path}.{port}" in compared for port in ports)
+        else:
+            complete = shared.get(path) == width == compared.get(path)
+        if not complete or path in free:
+            raise FormalError(f"{path} is public, and not compared as a whole")
+    if set(free) != set(inventory["secret"]) or set(free) & set(shared):
+        raise FormalError("state that is neither public nor secret")
+    for port in inventory["compared"]:
+        if port.startswith("next:") and port not in inventory["checks"]:
+            raise FormalError(f"{port} is not compared")
+
+
+def _solve(folder: Path, checks: list[str]) -> tuple[int, list[str]]:
+    """Number of gates, and the checks that can fail."""
+    source, reduced = folder / "miter.aig", folder / "reduced.aig"
+    latches, outputs = aiger_outputs(source)
+    if latches or len(outputs) != len(checks):
+        raise FormalError("the step is not combinational, or lost an output")
+    with source.open("rb") as file:
+        gates = int(file.readline().split()[5])
+    abc(f"read_aiger {source}; strash; fraig; write_aiger {reduced}")
+    _, outputs = aiger_outputs(reduced)
+    if len(outputs) != len(checks):
+        raise FormalError("the sweep lost an output")
+    # What sweeping did not make a constant 0 is decided one by one.
+    open_checks = [check for check, literal in zip(checks, outputs, strict=True) if literal]
+    commands = [
+        f"read_aiger {reduced}; cone -O {number} -R 1; strash; sat"
+        for number, literal in enumerate(outputs)
+        if literal
+    ]
+    log = abc("; ".join(commands)) if commands else ""
+    answers = re.findall(r"\b(?:UN)?SATISFIABLE\b", log)
+    if len(answers) != len(open_checks):
+        raise FormalError(f"not every difference was proved or refuted:\n{log[-1500:]}")
+    differing = [
+        check for check, answer in zip(open_checks, answers, strict=True) if answer == "SATISFIABLE"
+    ]
+    return gates, differing
+
+
+def report(title: str, relation: Relation) -> bool:
+    """Print what was proved about what; is the claim proved?"""
+    print(f"{title}:")
+    for kind, state in (("public", relation.public), ("secret", relation.secret)):
+        print(f"  {kind}: {sum(state.values())} bits in {len(state)} registers and memories")
+    for path, width in relation.secret.items():
+        print(f"    {path}: {width}")
+    print(f"  without a value after reset: {', '.join(relation.without_reset)}")
+    print(f"  observed: {', '.join(relation.observed)}")
+    print(f"  {len(relation.compared)} comparisons, {relation.gates} gates")
+    for check in relation.differing:
+        print(f"  can differ: {check}")
+    proved = (
+        not relation.differing
+        and set(relation.secret) <= SECRETS
+        and set(relation.without_reset) <= UNDEFINED_AFTER_RESET
+    )
+    print("  proved" if proved else "  NOT PROVED")
+    return proved
+
+
+DESIGNS = {
+    "small": SMALL,
+    "small, delay": TagConfig(sets=2, ways=2, held=4, barrier=Barrier.DELAY),
+    "default": DEFAULT,
+}
+
+if __name__ == "__main__":
+    results = [report(title, relate(TagPipeline(config))) for title, config in DESIGNS.items()]
+    sys.exit(0 if all(results) else 1)

@@ -1,0 +1,143 @@
+"""Pipelines with a fault built in, which the proofs must refute.
+
+Each is a wrapper around a real unit, put in its place. They live here and never in ``rtl/``.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest import mock
+
+from amaranth.hdl import Module, Signal
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, connect, flipped
+from emte.rtl import pipeline
+from emte.rtl.barrier import SpeculationBarrier
+from emte.rtl.config import TagConfig
+from emte.rtl.layouts import Outcome
+from emte.rtl.tag_cache import TagCache
+from emte.rtl.tag_check import TagCheck
+
+
+class Wrapper(wiring.Component):
+    """A unit with the same ports around the real one; subclasses change a port or two."""
+
+    Unit: type[wiring.Component]
+    """The real unit."""
+
+    replaced: tuple[str, ...]
+    """Ports that :meth:`change` connects."""
+
+    differing: frozenset[str]
+    """What of the pipeline is seen to differ because of the leak."""
+
+    def __init__(self, config: TagConfig) -> None:
+        self.unit = self.Unit(config)
+        super().__init__(self.unit.signature)
+
+    def elaborate(self, platform) -> Module:
+        m = Module()
+        m.submodules.unit = unit = self.unit
+        for name, member in self.signature.members.items():
+            outside, inside = getattr(self, name), getattr(unit, name)
+            if name in self.replaced:
+                continue
+            if member.is_signature:
+                if member.flow == In:
+                    connect(m, flipped(outside), inside)
+                else:
+                    connect(m, inside, flipped(outside))
+            elif member.flow == In:
+                m.d.comb += inside.eq(outside)
+            else:
+                m.d.comb += outside.eq(inside)
+        self.change(m)
+        return m
+
+    def change(self, m: Module) -> None:
+        """Build the fault in."""
+        raise NotImplementedError
+
+
+class LateOnMismatch(Wrapper):
+    """A fault takes one cycle longer than a pass."""
+
+    Unit = TagCheck
+    replaced = ("o",)
+    differing = frozenset(
+        {"next:check.waited", "next:barrier.verdict_valid", "next:cache.s1_valid"}
+    )
+
+    def change(self, m: Module) -> None:
+        inside, outside = self.unit.o, self.o
+        waited = Signal()
+        passed = inside.payload.secret_finding.outcome == Outcome.PASS
+        m.d.comb += [
+            outside.payload.eq(inside.payload),
+            outside.valid.eq(inside.valid & (passed | waited)),
+            inside.ready.eq(outside.ready & (passed | waited)),
+        ]
+        m.d.sync += waited.eq(inside.valid & ~passed & ~(outside.valid & outside.ready))
+
+
+class ZeroWordsNotWritten(Wrapper):
+    """A tag word of zeros is written back with no strobe set, to spare the memory a write."""
+
+    Unit = TagCache
+    replaced = ("memory",)
+    differing = frozenset({"memory__wstrb"})
+
+    def change(self, m: Module) -> None:
+        inside, outside = self.unit.memory, self.memory
+        for name, member in outside.signature.members.items():
+            if member.flow == In:
+                m.d.comb += getattr(inside, name).eq(getattr(outside, name))
+            elif name == "wstrb":
+                m.d.comb += outside.wstrb.eq(inside.wstrb & inside.wdata.any().replicate(8))
+            else:
+                m.d.comb += getattr(outside, name).eq(getattr(inside, name))
+
+
+class FlagBeforeRelease(Wrapper):
+    """An asynchronous fault shows in TFSR when it is found, not when it is released."""
+
+    Unit = SpeculationBarrier
+    replaced = ("tfsr",)
+    differing = frozenset({"next:barrier.early"})
+
+    def change(self, m: Module) -> None:
+        checked = self.unit.checked
+        early = Signal()
+        m.d.comb += [
+            self.tfsr.eq(self.unit.tfsr),
+            self.tfsr.el0[0].eq(self.unit.tfsr.el0[0] | early),
+        ]
+        with m.If(
+            checked.valid
+            & checked.ready
+            & (checked.payload.secret_finding.outcome == Outcome.ASYNC)
+        ):
+            m.d.sync += early.eq(1)
+
+
+class VerdictAhead(Wrapper):
+    """The payload of ``verdict`` shows the next outcome before it is valid."""
+
+    Unit = SpeculationBarrier
+    replaced = ("verdict",)
+    differing = frozenset({"verdict__payload"})
+
+    def change(self, m: Module) -> None:
+        inside, outside = self.unit.verdict, self.verdict
+        connect(m, inside, flipped(outside))
+        with m.If(~inside.valid):
+            m.d.comb += outside.payload.wnr.eq(self.unit.checked.payload.secret_finding.wnr)
+
+
+LEAKS = [LateOnMismatch, ZeroWordsNotWritten, FlagBeforeRelease, VerdictAhead]
+
+
+@contextmanager
+def pipeline_with(variant: type[Wrapper]) -> Iterator[None]:
+    """Within the context a ``TagPipeline`` that is elaborated has ``variant`` in its place."""
+    with mock.patch.object(pipeline, variant.Unit.__name__, variant):
+        yield
