@@ -586,6 +586,7 @@ void vl_stop(const char*, int line, const char*) {
 
 // ---- What sim/verilated.py calls ---------------------------------------------------------------
 
+#pragma GCC visibility push(default)
 extern "C" {
 
 using namespace emte;
@@ -603,3 +604,4 @@ const char* emte_message(const Harness* harness) { return harness->message.c_str
 
 void emte_destroy(Harness* harness) { delete harness; }
 }
+#pragma GCC visibility pop
