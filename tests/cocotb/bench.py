@@ -3,27 +3,43 @@
 from __future__ import annotations
 
 import logging
-import os
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import cocotb
 from amaranth.lib import data
 from cocotb.clock import Clock
-from cocotb.handle import HierarchyObject
+from cocotb.handle import HierarchyObject, LogicArrayObject, LogicObject
 from cocotb.triggers import RisingEdge
 from cocotbext.axi import AxiBus, AxiRam
 
-__all__ = ["Bench", "Packing", "Pauses", "Sink", "Source", "TagStorage", "transactions"]
+__all__ = [
+    "Bench",
+    "Input",
+    "Packing",
+    "Pauses",
+    "Payload",
+    "Resolution",
+    "Resolve",
+    "Sink",
+    "Source",
+    "TagStorage",
+    "argument",
+]
 
 Payload = dict[str, Any]
 """The fields of a struct: numbers, and dictionaries for the structs within."""
 
 
-def transactions() -> int:
-    """How many transactions a random test performs; the environment may ask for more or fewer."""
-    return int(os.environ.get("EMTE_TRANSACTIONS", "20000"))
+def argument(name: str) -> int:
+    """A number from the simulator's command line: ``+name=number``."""
+    return int(cocotb.plusargs[name])
+
+
+Resolution = tuple[int, bool]
+"""A branch, and whether it was mispredicted."""
 
 
 class Packing:
@@ -84,14 +100,42 @@ class Pauses:
         return self._rng.random() < self._level
 
 
+class Input:
+    """A plain input of the design. It is written only when it changes, which saves much time."""
+
+    def __init__(self, handle: LogicObject | LogicArrayObject) -> None:
+        self._handle = handle
+        self._value: int | None = None
+
+    def drive(self, value: int) -> None:
+        if value != self._value:
+            self._value = value
+            self._handle.value = value
+
+
+class Resolve:
+    """The port ``resolve``."""
+
+    def __init__(self, dut: HierarchyObject) -> None:
+        self._valid = Input(dut.resolve__valid)
+        self._branch = Input(dut.resolve__branch)
+        self._mispredicted = Input(dut.resolve__mispredicted)
+
+    def drive(self, resolution: Resolution | None) -> None:
+        """Resolve a branch in the next cycle, or none."""
+        self._valid.drive(int(resolution is not None))
+        if resolution is not None:
+            branch, mispredicted = resolution
+            self._branch.drive(branch)
+            self._mispredicted.drive(int(mispredicted))
+
+
 class _End:
     """One end of a stream."""
 
     def __init__(self, dut: HierarchyObject, name: str, layout: data.StructLayout) -> None:
         self.packing = Packing(layout)
         self.payload = getattr(dut, f"{name}__payload")
-        self.valid = getattr(dut, f"{name}__valid")
-        self.ready = getattr(dut, f"{name}__ready")
 
 
 class Source(_End):
@@ -99,22 +143,24 @@ class Source(_End):
 
     def __init__(self, dut: HierarchyObject, name: str, layout: data.StructLayout) -> None:
         super().__init__(dut, name, layout)
+        self.valid = Input(getattr(dut, f"{name}__valid"))
+        self.ready = getattr(dut, f"{name}__ready")
         self.offered: Payload | None = None
-        self.valid.value = 0
+        self.valid.drive(0)
 
     def offer(self, payload: Payload) -> None:
         """Offer a payload from now on; only while nothing is offered."""
         assert self.offered is None
         self.offered = payload
         self.payload.value = self.packing.pack(payload)
-        self.valid.value = 1
+        self.valid.drive(1)
 
     def observe(self) -> Payload | None:
         """At a clock edge: the payload that is transferred, if one is."""
         if self.offered is None or not self.ready.value:
             return None
         taken, self.offered = self.offered, None
-        self.valid.value = 0
+        self.valid.drive(0)
         return taken
 
 
@@ -123,13 +169,14 @@ class Sink(_End):
 
     def __init__(self, dut: HierarchyObject, name: str, layout: data.StructLayout) -> None:
         super().__init__(dut, name, layout)
-        self.is_ready = False
-        self.ready.value = 0
+        self.valid = getattr(dut, f"{name}__valid")
+        self.ready = Input(getattr(dut, f"{name}__ready"))
+        self.drive(False)
 
     def drive(self, ready: bool) -> None:
-        if ready is not self.is_ready:
-            self.is_ready = ready
-            self.ready.value = int(ready)
+        """Be ready in the next cycle, or not."""
+        self.is_ready = ready
+        self.ready.drive(int(ready))
 
     def peek(self) -> Payload | None:
         """At a clock edge: the payload that is offered, if one is."""
@@ -144,7 +191,7 @@ class TagStorage(AxiRam):
     """Memory behind the port ``memory``, with random pauses on all five channels."""
 
     def __init__(self, dut: HierarchyObject, rng: random.Random) -> None:
-        logging.getLogger("cocotb.top").setLevel("WARNING")  # it reports every burst
+        logging.getLogger("cocotb.top").setLevel("ERROR")  # it reports every burst
         super().__init__(AxiBus.from_prefix(dut, "memory_"), dut.clk, dut.rst, size=1 << 48)
         self._pauses = [
             (channel, Pauses(rng))
@@ -156,6 +203,17 @@ class TagStorage(AxiRam):
                 self.write_if.b_channel,
             )
         ]
+
+    def fail_reads(self, fails: Callable[[], bool]) -> None:
+        """Answer a beat of a read with SLVERR where ``fails`` says so."""
+        read = self.read_if.read
+
+        def read_or_fail(address: int, length: int) -> bytes:
+            if fails():
+                raise OSError
+            return read(address, length)
+
+        self.read_if.read = read_or_fail
 
     def drive(self) -> None:
         """Choose the channels that pause in the next cycle."""
@@ -175,12 +233,13 @@ class Bench(ABC):
 
     def __init__(self, dut: HierarchyObject) -> None:
         self.dut = dut
-        self.seed = int(os.environ["EMTE_SEED"])
+        self.seed = argument("bench_seed")
+        cocotb.log.info("seed %d", self.seed)
         self.rng = random.Random(self.seed)
         self._edge = RisingEdge(dut.clk)
         self.cycle = 0
         self.last_progress = 0
-        dut.seeded_bug.value = int(os.environ.get("EMTE_SEEDED_BUG", "0"))
+        dut.seeded_bug.value = argument("seeded_bug")
 
     @abstractmethod
     def drive(self) -> None:

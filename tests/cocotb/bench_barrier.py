@@ -10,7 +10,7 @@ from collections import deque
 from dataclasses import dataclass
 
 import cocotb
-from bench import Bench, Pauses, Payload, Sink, Source, transactions
+from bench import Bench, Pauses, Payload, Resolution, Resolve, Sink, Source, argument
 from cocotb.handle import HierarchyObject
 from cocotb.triggers import ClockCycles
 from emte.rtl.layouts import (
@@ -67,14 +67,15 @@ class BarrierBench(Bench):
             Source(dut, name, result_layout(CONFIG)) for name in ("checked", "unchecked")
         ]
         self.verdict = Sink(dut, "verdict", verdict_layout(CONFIG))
-        dut.resolve__valid.value = 0
+        self.resolve = Resolve(dut)
+        self.resolve.drive(None)
         self.pauses = {
             name: Pauses(self.rng)
             for name in ("access", "admitted", "checked", "unchecked", "verdict", "resolve")
         }
 
         self.open_branches: set[int] = set()
-        self.resolving: tuple[int, bool] | None = None
+        self.resolving: Resolution | None = None
         self.free_ids = list(range(IDS))
         self.owner: dict[int, Access] = {}
         """Neither released nor squashed, by id."""
@@ -89,6 +90,7 @@ class BarrierBench(Bench):
 
     def drive(self) -> None:
         self.drive_branches()
+        self.resolve.drive(self.resolving)
         if self.to_send and self.offered is None and self.free_ids and not self.pauses["access"]():
             self.offer_access()
         self.verdict.drive(not self.pauses["verdict"]())
@@ -99,17 +101,9 @@ class BarrierBench(Bench):
         if self.to_send and rng.random() < 0.2:
             self.open_branches.add(rng.randrange(CONFIG.branches))
         due = not self.pauses["resolve"]() and rng.random() < 0.3
+        self.resolving = None
         if self.open_branches and due:
-            self.resolve(rng.choice(sorted(self.open_branches)), rng.random() < 0.4)
-        else:
-            self.resolve(None)
-
-    def resolve(self, branch: int | None, mispredicted: bool = False) -> None:
-        """Resolve a branch in the next cycle, or none."""
-        self.resolving = None if branch is None else (branch, mispredicted)
-        self.dut.resolve__valid.value = int(branch is not None)
-        self.dut.resolve__branch.value = branch or 0
-        self.dut.resolve__mispredicted.value = int(mispredicted)
+            self.resolving = rng.choice(sorted(self.open_branches)), rng.random() < 0.4
 
     def choose_branches(self) -> set[int]:
         """Branches of the next access: any of the open ones, also one resolved in this cycle."""
@@ -211,7 +205,7 @@ class BarrierBench(Bench):
             if all(admitted[part] == access.request[part] for part in ("access", "control")):
                 return access
             self.expect(access.squashed, f"an access is passed over: {access}")
-        self.expect(False, f"an access is admitted that was not sent: {admitted}")
+        raise AssertionError(f"cycle {self.cycle}: admitted, but not sent: {admitted}")
 
     def apply_resolve(self) -> None:
         if self.resolving is None:
@@ -248,7 +242,7 @@ class FullTableBench(BarrierBench):
     def drive_branches(self) -> None:
         alone = len(self.owner) == CONFIG.held and not self.to_send
         self.open_branches.add(0)
-        self.resolve(0 if alone else None)
+        self.resolving = (0, False) if alone else None
 
     def choose_branches(self) -> set[int]:
         return {0} if len(self.owner) < CONFIG.held else set()
@@ -268,17 +262,17 @@ async def finish(bench: BarrierBench) -> None:
 
 @cocotb.test()
 async def random_accesses(dut: HierarchyObject) -> None:
-    bench = BarrierBench(dut, transactions())
+    bench = BarrierBench(dut, argument("transactions"))
     await finish(bench)
     cocotb.log.info(
         "%d accesses in %d cycles, %d squashed, table full in %d cycles",
-        transactions(),
+        argument("transactions"),
         bench.cycle,
         bench.squashes,
         bench.full_cycles,
     )
-    assert bench.squashes > transactions() // 20, "too few squashes to test anything"
-    assert bench.full_cycles > transactions() // 100, "the table is hardly ever full"
+    assert bench.squashes > argument("transactions") // 20, "too few squashes to test anything"
+    assert bench.full_cycles > argument("transactions") // 100, "the table is hardly ever full"
 
 
 @cocotb.test()

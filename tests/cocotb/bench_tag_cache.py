@@ -1,7 +1,8 @@
 """TagCache against a plain dictionary of tag words, with tag storage behind it.
 
 Few lines, all of which compete for few sets, make evictions frequent. Every answer is compared
-with the golden words, and so is storage, whenever maintenance says that it is up to date.
+with the golden words, and so is storage, whenever maintenance says that it is up to date. Now and
+then storage answers a read with an error.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 
 import cocotb
-from bench import Bench, Pauses, Payload, Sink, Source, TagStorage, transactions
+from bench import Bench, Pauses, Payload, Sink, Source, TagStorage, argument
 from cocotb.handle import HierarchyObject
 from emte.rtl.layouts import ProbeKind, probe_layout, tag_word_layout
 from tops import TOPS
@@ -65,9 +66,12 @@ class TagCacheBench(Bench):
                 self.words[word] = tags if vouched else 0
 
         self.hot = self.lines[:1]
-        self.to_send = transactions()
+        self.to_send = argument("transactions")
         self.expected: deque[Payload] = deque()
-        self.refills = self.write_backs = 0
+        self.failing: Payload | None = None
+        """The probe whose refill has met an error."""
+        self.storage.fail_reads(self.fails)
+        self.refills = self.write_backs = self.aborts = 0
 
     def choose_lines(self) -> list[int]:
         """Lines of each set, whose numbers differ in few bits."""
@@ -100,6 +104,13 @@ class TagCacheBench(Bench):
             "mask": mask,
         }
 
+    def fails(self) -> bool:
+        """Does a read of storage fail? It is for the probe that is answered next."""
+        if self.rng.random() < 0.002:
+            self.failing = self.expected[0]
+            return True
+        return False
+
     def drive(self) -> None:
         if self.to_send and self.probe.offered is None and not self.probe_pauses():
             self.probe.offer(self.next_probe())
@@ -129,7 +140,12 @@ class TagCacheBench(Bench):
     def check(self, probe: Payload, answer: Payload) -> None:
         """Compare an answer with the golden words, and bring these up to date."""
         self.expect(answer["probe"] == probe, f"{answer['probe']} comes out, {probe} went in")
-        self.expect(not answer["abort"], f"abort without an error of storage: {probe}")
+        aborts = probe is self.failing
+        self.expect(answer["abort"] == aborts, f"abort is not {aborts}: {probe}")
+        if aborts:
+            self.aborts += 1
+            self.failing = None
+            return
         word, kind = probe["word"], probe["kind"]
         if kind in DATA:
             golden = self.words[word]
@@ -166,12 +182,15 @@ async def random_probes(dut: HierarchyObject) -> None:
     await bench.run()
     for line in bench.lines:
         bench.check_storage(line)
+    count = argument("transactions")
     cocotb.log.info(
-        "%d probes in %d cycles, %d refills, %d write-backs",
-        transactions(),
+        "%d probes in %d cycles, %d refills, %d write-backs, %d aborts",
+        count,
         bench.cycle,
         bench.refills,
         bench.write_backs,
+        bench.aborts,
     )
-    assert bench.refills > transactions() // 50, "too few misses to test anything"
-    assert bench.write_backs > transactions() // 100, "too few write-backs to test anything"
+    assert bench.refills > count // 50, "too few misses to test anything"
+    assert bench.write_backs > count // 100, "too few write-backs to test anything"
+    assert bench.aborts, "no error of storage was tried"

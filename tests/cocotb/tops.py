@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from unittest import mock
 
 from amaranth.back import verilog
-from amaranth.hdl import Assert, Module, Signal, Value
+from amaranth.hdl import Assert, Module, Mux, Signal, Value
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import Flow, In
 from emte.rtl import SMALL, SpeculationBarrier, TagCache, TagConfig, TagPipeline
@@ -128,10 +128,8 @@ class Top:
         healthy = pkgutil.resolve_name(self.victim)
         interposed = []
 
-        def interpose(*arguments: object, **keywords: object) -> wiring.Component:
-            interposed.append(
-                _Interposer(healthy(*arguments, **keywords), self.bugs, top.seeded_bug)
-            )
+        def interpose(config: TagConfig) -> wiring.Component:
+            interposed.append(_Interposer(healthy(config), self.bugs, top.seeded_bug))
             return interposed[-1]
 
         with mock.patch(self.victim, interpose):
@@ -153,9 +151,7 @@ TOPS = {
             Bug(
                 "a tag store does not make its line dirty",
                 lambda outer, inner: [
-                    inner.dirty_write.eq(
-                        outer.dirty_write & ~outer.dirty_value.replicate(len(outer.dirty_write))
-                    )
+                    inner.dirty_write.eq(Mux(outer.dirty_value, 0, outer.dirty_write))
                 ],
             ),
         ),
