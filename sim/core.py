@@ -10,7 +10,7 @@ instructions, and whether an access is squashed in the end.
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -18,9 +18,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from amaranth.hdl import Value
-from emte.rtl import DEFAULT
-from emte.rtl.layouts import CheckMode, GenerateOp, Op, Outcome, generate_signature
+from amaranth.lib import data
+from emte.rtl.layouts import (
+    CheckMode,
+    GenerateOp,
+    Op,
+    Outcome,
+    gcr_layout,
+    generate_request_layout,
+    rgsr_layout,
+)
 
 from .memory_map import MemoryMap
 from .ops import STORAGE_BASE, ColumnarStream, Operation, Regime, Stream, StreamError
@@ -56,16 +63,14 @@ _SQUASHED: dict[str, Any] = {"outcome": "squashed"}
 _EMPTY: dict[str, Any] = {}
 _FAULTS = frozenset(Outcome) - {Outcome.PASS, Outcome.ASYNC}
 
-_GENERATE_REQUEST = (
-    generate_signature(DEFAULT).members["request"].signature.members["payload"].shape
-)
-_GENERATE_GCR = generate_signature(DEFAULT).members["gcr"].shape
-_GENERATE_RGSR = generate_signature(DEFAULT).members["rgsr"].shape
 
-
-def _pack(layout: Any, fields: dict[str, int]) -> int:
+def _pack(layout: data.StructLayout, fields: Mapping[str, int]) -> int:
     """The fields of a struct as one number."""
-    return Value.cast(layout.const(fields)).value  # type: ignore[attr-defined]
+    return sum(value << layout[name].offset for name, value in fields.items())
+
+
+def _unpack(layout: data.StructLayout, packed: int) -> dict[str, int]:
+    return {name: packed >> field.offset & (1 << field.width) - 1 for name, field in layout}
 
 
 def _pack_regime(regime: Regime) -> int:
@@ -96,6 +101,12 @@ def _split(address: int, size: int) -> list[tuple[int, int]]:
         return [(address, size)]
     there = address & _POINTER_BITS | (address + here) & _OFFSET_BITS
     return [(address, here), (there, size - here)]
+
+
+def _address(operation: Operation) -> int:
+    """The address of an operation that must have one."""
+    assert operation.address is not None
+    return operation.address
 
 
 def _fault(outcome: str, address: int, write: int) -> dict[str, Any]:
@@ -185,8 +196,8 @@ class Program:
             address = int(self.transactions[first]["va"]) & ~(0xF << 56) | tag << 56
             if recipe == _Recipe.ADDRESS:
                 return {"address": hex(address)}
-            rgsr = _GENERATE_RGSR.from_bits(int(result["far"]))
-            state = {"tag": rgsr.tag, "seed": hex(rgsr.seed)}
+            rgsr = _unpack(rgsr_layout(), int(result["far"]))
+            state = {"tag": rgsr["tag"], "seed": hex(rgsr["seed"])}
             return {"address": hex(address), "rgsr": state}
         outcome = self._verdict(range(first, self._first[row + 1]), results)
         if outcome["outcome"] == "pass":
@@ -249,7 +260,7 @@ class _Core:
         self._dependents: dict[int, list[int]] = {}
         self._in_use: set[int] = set()
         self._resolved_ahead: dict[int, int] = {}
-        self._translators = {
+        self._translators: dict[str, Callable[[Operation], None]] = {
             **dict.fromkeys(self._DATA, self._data),
             **dict.fromkeys(self._MAINTENANCE, self._maintain),
             **{name: partial(self._store_tag, granules=1) for name in ("stg", "stzg", "stgp")},
@@ -309,8 +320,7 @@ class _Core:
             np.array(self._recipes, dtype=np.uint8),
             np.array(self._counts, dtype=np.int64),
         )
-        for pending in (self._transactions, self._lines, self._recipes, self._counts):
-            pending.clear()  # type: ignore[attr-defined]
+        self._transactions, self._lines, self._recipes, self._counts = [], [], [], []
         return piece
 
     # Many at a time
@@ -480,37 +490,37 @@ class _Core:
     def _block(self, operation: Operation, log2_words: int) -> tuple[int, int]:
         """The naturally aligned block around an address; its size is given as in DCZID and GMID."""
         size = 4 << log2_words
-        return operation.address & -size, size
+        return _address(operation) & -size, size
 
     # Memory accesses
 
     def _data(self, operation: Operation) -> None:
-        self._access(operation, self._DATA[operation.op], operation.address, operation.size)
+        self._access(operation, self._DATA[operation.op], _address(operation), operation.size)
 
     def _zero(self, operation: Operation) -> None:
         address, size = self._block(operation, self._regime.dczid_bs)
         self._access(operation, Op.STORE, address, size)
 
     def _load_tag(self, operation: Operation) -> None:
-        address = operation.address & -16
+        address = _address(operation) & -16
         self._access(operation, Op.LDG, address, 16, recipe=_Recipe.VERDICT_TAG)
 
     def _store_tag(self, operation: Operation, granules: int) -> None:
-        if operation.address % 16:
+        if _address(operation) % 16:
             # The alignment fault comes before translation, so the pipeline gets it all the same.
             flags = 0 if operation.el else Flag.EL0
             self._recipes[-1] = _Recipe.VERDICT
             self._append(
                 Kind.ACCESS,
                 op=Op.STG.value,
-                va=operation.address,
+                va=_address(operation),
                 size=16,
                 tags=operation.tag,
                 flags=flags,
             )
             return
-        tag = operation.address >> 56 & 0xF if operation.op == "stgp" else operation.tag
-        self._access(operation, Op.STG, operation.address, 16 * granules, tags=tag)
+        tag = _address(operation) >> 56 & 0xF if operation.op == "stgp" else operation.tag
+        self._access(operation, Op.STG, _address(operation), 16 * granules, tags=tag)
 
     def _tag_block(self, operation: Operation) -> None:
         address, size = self._block(operation, self._regime.dczid_bs)
@@ -557,15 +567,15 @@ class _Core:
         self, operation: Operation, op: GenerateOp, address: int, recipe: _Recipe, **fields: int
     ) -> None:
         """``address`` is the result, but for its tag."""
-        request = _pack(_GENERATE_REQUEST, {"op": op, "el0": not operation.el, **fields})
+        fields |= {"op": op.value, "el0": int(not operation.el)}
         self._recipes[-1] = recipe
-        self._append(Kind.GENERATE, va=address, tags=request)
+        self._append(Kind.GENERATE, va=address, tags=_pack(generate_request_layout(), fields))
 
     def _random_tag(self, operation: Operation) -> None:
         self._generate(
             operation,
             GenerateOp.IRG,
-            operation.address,
+            _address(operation),
             _Recipe.RANDOM_TAG,
             exclude=operation.exclude,
             entropy=operation.entropy,
@@ -577,14 +587,14 @@ class _Core:
         self._generate(
             operation,
             op,
-            (operation.address + offset) % (1 << 64),
+            (_address(operation) + offset) % (1 << 64),
             _Recipe.ADDRESS,
-            tag=operation.address >> 56 & 0xF,
+            tag=_address(operation) >> 56 & 0xF,
             tag_offset=operation.tag_offset,
         )
 
     def _insert_mask(self, operation: Operation) -> None:
-        tag = operation.address >> 56 & 0xF
+        tag = _address(operation) >> 56 & 0xF
         self._fix({"mask": hex(operation.mask | 1 << tag)})
 
     # State
@@ -598,7 +608,7 @@ class _Core:
         self._send_regime()
 
     def _set_map(self, operation: Operation) -> None:
-        self._memory_map.set(operation.address, operation.bytes, operation.memory)
+        self._memory_map.set(_address(operation), operation.bytes, operation.memory)
 
     def _send_storage(self, address: int, size: int, base: int, flags: int = 0) -> None:
         self._append(Kind.STORAGE, va=address, size=size, tags=base, flags=flags)
@@ -613,15 +623,15 @@ class _Core:
             self._resolved_ahead[branch] = self._find_resolve(branch)
             self._send_resolve(branch, self._resolved_ahead[branch])
         self._append(Kind.ACCESS, op=Op.CLEAN_INVALIDATE.value, flags=Flag.DRAIN)
-        self._send_storage(operation.address, operation.bytes, operation.base, Flag.DRAIN)
+        self._send_storage(_address(operation), operation.bytes, operation.base, Flag.DRAIN)
 
     def _set_gcr(self, operation: Operation) -> None:
         fields = {"exclude": operation.exclude, "rrnd": operation.rrnd}
-        self._append(Kind.GCR, tags=_pack(_GENERATE_GCR, fields))
+        self._append(Kind.GCR, tags=_pack(gcr_layout(), fields))
 
     def _set_rgsr(self, operation: Operation) -> None:
         fields = {"tag": operation.tag, "seed": operation.seed}
-        self._append(Kind.RGSR, tags=_pack(_GENERATE_RGSR, fields))
+        self._append(Kind.RGSR, tags=_pack(rgsr_layout(), fields))
 
     # Branches
 
