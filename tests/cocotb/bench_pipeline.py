@@ -1,7 +1,8 @@
 """TagPipeline against the golden model: random operation streams, with tag storage behind it.
 
 The bench is a core: it performs the port transactions of a stream in order, as far ahead as the
-contract of the pipeline allows. Outcomes, TFSR and in the end tag storage must be the model's.
+contract of the pipeline allows. Outcomes, and in the end tag storage, must be the model's; TFSR
+must be what the verdicts make it.
 """
 
 from __future__ import annotations
