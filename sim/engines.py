@@ -30,8 +30,6 @@ ENGINES = ("model", "pysim", "verilator")
 DEFAULT_LATENCY = 40
 """Cycles from a read address to its first beat."""
 
-_MAX_HELD = 16
-_BRANCHES = 8
 _PROGRESS_STEP = 4096
 
 Outcome = dict[str, Any]
@@ -116,13 +114,18 @@ def run(
     from .core import Program
 
     config = config or DEFAULT
-    if (config.pa_bits, config.memory_bits) != (52, 40) or config.branches < _BRANCHES:
+    if not (
+        (config.pa_bits, config.memory_bits) == (52, 40)
+        and config.axi_address_bits >= 48
+        and config.branches >= 8
+    ):
         raise EngineError(
-            f"streams need pa_bits = 52, memory_bits = 40 and at least {_BRANCHES} branches"
+            "streams need pa_bits = 52, memory_bits = 40, axi_address_bits of 48 or more and "
+            "branches of 8 or more"
         )
     if latency < 1:
         raise EngineError(f"latency must be at least 1, not {latency}")
-    check(stream, held=min(config.held, _MAX_HELD))
+    check(stream, held=config.held)
     if engine == "pysim":
         from .pysim import run as perform
     else:

@@ -1,6 +1,6 @@
 """The pipeline in the Amaranth simulator, driven cycle by cycle.
 
-:class:`_Harness` and ``verilator.cpp`` do the same in the same cycles, so that the two engines
+:class:`Driver` and ``verilator.cpp`` do the same in the same cycles, so that the two engines
 agree not only on outcomes but also on every statistic.
 """
 
@@ -32,7 +32,7 @@ from .transactions import (
     Status,
 )
 
-__all__ = ["run"]
+__all__ = ["INPUTS", "OUTPUTS", "Driver", "run"]
 
 _OUTSTANDING_BURSTS = 8
 _PATIENCE = 10_000
@@ -71,28 +71,29 @@ def run(
         The pipeline broke a rule of its ports, one of its assertions failed, or it hangs.
     """
     pipeline = ObservedPipeline(config)
-    harness = _Harness(program, config, seed=seed, latency=latency)
-    inputs = _Bundle(pipeline, _INPUTS)
-    outputs = _Bundle(pipeline, _OUTPUTS)
+    driver = Driver(program, config, seed=seed, latency=latency)
+    inputs = _Bundle(pipeline, INPUTS)
+    outputs = _Bundle(pipeline, OUTPUTS)
 
     async def bench(ctx):
         reported = 0
-        while not harness.done:
-            ctx.set(inputs.value, inputs.pack(harness.drive()))
+        while not driver.done:
+            ctx.set(inputs.value, inputs.pack(driver.drive()))
             _, _, sampled = await ctx.tick().sample(outputs.value)
-            harness.observe(outputs.unpack(sampled))
-            if progress and harness.cycle >= reported + 256:
-                reported = harness.cycle
-                progress(harness.operations, len(program))
+            driver.observe(outputs.unpack(sampled))
+            if progress and driver.cycle >= reported + 256:
+                reported = driver.cycle
+                progress(driver.operations, len(program))
 
     try:
         simulate(pipeline, bench, vcd=vcd, max_cycles=1 << 62)
     except AssertionError as error:
-        raise PipelineError(f"{harness.place()}: {error}") from None
-    return harness.completion()
+        message = str(error).removeprefix("Assertion violated: ")
+        raise PipelineError(f"{driver.place()}: {message} (cycle {driver.cycle})") from None
+    return driver.completion()
 
 
-_INPUTS = (
+INPUTS = (
     "access.valid",
     "access.payload",
     "verdict.ready",
@@ -118,7 +119,7 @@ _INPUTS = (
     "memory.bid",
     "memory.bresp",
 )
-_OUTPUTS = (
+OUTPUTS = (
     "access.ready",
     "verdict.valid",
     "verdict.payload",
@@ -389,7 +390,7 @@ class _Owner:
     sent: bool = False
 
 
-class _Harness:
+class Driver:
     """The core's side of the ports: what it drives in a cycle, and what it makes of the outputs."""
 
     def __init__(self, program: Program, config: TagConfig, *, seed: int, latency: int) -> None:
@@ -403,7 +404,7 @@ class _Harness:
         self._chance = _Chance(seed)
         self._memory = _Memory(self._chance, latency)
         self._patience = _PATIENCE + 10 * latency
-        self._ports: Ports = dict.fromkeys(_INPUTS, 0)
+        self._ports: Ports = dict.fromkeys(INPUTS, 0)
         self._ports["control.storage_zeroed"] = 1
         self._ports["generate.response.ready"] = 1
         self.cycle = 0

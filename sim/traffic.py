@@ -58,6 +58,7 @@ class Traffic:
             near[6]: "none",
         }
         self._pages = [*self._kinds, STORAGE_BASE, STORAGE_BASE + (self._base >> 5) & -_PAGE]
+        self._page = self._base
         self._tags: dict[int, int] = {}  # by granule, as if every tag store had its effect
         self._open: list[int] = []
         self._unresolved: list[tuple[set[int], set[int], int]] = []  # branches, pages, entries
@@ -100,9 +101,11 @@ class Traffic:
     # Addresses
 
     def _address(self, align: int = 1) -> int:
-        """Anywhere in the pages, often at their edges."""
+        """Anywhere in the pages, often at their edges, and often in the same page as before."""
         rng = self._rng
-        page = rng.choice(self._pages)
+        if rng.randrange(2):
+            self._page = rng.choice(self._pages)
+        page = self._page
         offset = rng.choice(
             [
                 rng.randrange(_PAGE),
@@ -248,10 +251,10 @@ class Traffic:
             return first, second
 
         def modes() -> str:
-            return rng.choice(["sync", "sync", "async", "asym", "none"])
+            return rng.choice(["sync", "sync", "sync", "async", "async", "asym", "none"])
 
         self._regime = Regime(
-            tbi=bits(1, 1, 0),
+            tbi=bits(1, 1, 1, 0),
             mtx=bits(0, 1),
             tcma=bits(0, 0, 1),
             ata=bits(1, 1, 1, 0),
@@ -265,7 +268,7 @@ class Traffic:
     def _set_map(self) -> Operation:
         rng = self._rng
         page = rng.choice(self._pages) % (1 << 52)
-        kind = rng.choice(["tagged", "tagged", "untagged", "none"])
+        kind = rng.choice(["tagged", "tagged", "tagged", "tagged", "untagged", "none"])
         return Operation("map", address=page, bytes=_PAGE, memory=kind)
 
     def _set_storage(self) -> Operation:

