@@ -6,11 +6,20 @@ from amaranth.hdl import Module, Signal, Value
 from emte.rtl import TagConfig, TagPipeline
 from emte.rtl.layouts import ProbeKind
 
+from .monitors import CoreMonitor
+
 __all__ = ["ObservedPipeline"]
 
 
 class ObservedPipeline(TagPipeline):
     """The pipeline, with one look inside for statistics.
+
+    Parameters
+    ----------
+    config : TagConfig
+        Geometry and policy.
+    monitored : bool
+        With a monitor that asserts the contract of the core; it doubles the time of a native run.
 
     Attributes
     ----------
@@ -18,12 +27,15 @@ class ObservedPipeline(TagPipeline):
         A tag word is looked up in the cache in this cycle; not part of the signature.
     """
 
-    def __init__(self, config: TagConfig) -> None:
+    def __init__(self, config: TagConfig, *, monitored: bool = False) -> None:
         super().__init__(config)
+        self.monitored = monitored
         self.lookup = Signal()
 
     def elaborate(self, platform: object) -> Module:
         m = super().elaborate(platform)
+        if self.monitored:
+            CoreMonitor.watch(m, self)
         probe = m.submodules.cache.probe
         for kind in (ProbeKind.CHECK, ProbeKind.LOAD, ProbeKind.STORE):
             with m.If(probe.payload.kind == kind):

@@ -2,9 +2,10 @@ import pytest
 from amaranth.hdl import Module, Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In
+from emte.rtl import SMALL, Op
 from emte.rtl.axi import AXI4Signature
 from emte.sim.harness import simulate
-from emte.sim.monitors import StreamMonitor, axi4_channels
+from emte.sim.monitors import CoreMonitor, StreamMonitor, axi4_channels
 
 SIGNATURE = stream.Signature(data.StructLayout({"a": 3, "b": 5}))
 
@@ -96,3 +97,83 @@ def test_each_channel_of_axi_is_watched(channel, member):
     run(change_after=1)
     with pytest.raises(AssertionError, match="the payload changed before it was taken"):
         run(change_after=0)
+
+
+def run_core(*cycles):
+    """Show a monitor of the core successive cycles.
+
+    Each is a dictionary: ``offer`` an access, which stays until ``taken``; ``answer`` an id;
+    ``resolve`` a branch, and ``wrong`` if it was mispredicted.
+    """
+    dut = CoreMonitor(SMALL)
+
+    async def bench(ctx):
+        for cycle in ({"offer": None}, *cycles, {}):
+            if "offer" in cycle:
+                ctx.set(dut.valid, cycle["offer"] is not None)
+                ctx.set(dut.payload, {"bytes": 16, **(cycle["offer"] or {})})
+            ctx.set(dut.ready, cycle.get("taken", 1))
+            ctx.set(dut.answered, "answer" in cycle)
+            ctx.set(dut.id, cycle.get("answer", 0))
+            ctx.set(dut.resolve.valid, "resolve" in cycle)
+            ctx.set(dut.resolve.branch, cycle.get("resolve", 0))
+            ctx.set(dut.resolve.mispredicted, cycle.get("wrong", 0))
+            await ctx.tick()
+
+    simulate(dut, bench)
+
+
+STORE_TAG = {"id": 1, "op": Op.STG, "pa": 0x2040, "bytes": 32}
+NONE = {"offer": None}
+
+
+def test_core_keeps_the_contract():
+    speculative = {"id": 0, "branches": 0b10, "pa": 0x2050}
+    run_core(
+        {"offer": speculative, "taken": 0},
+        {"taken": 0},
+        {"taken": 1},
+        {"offer": {**STORE_TAG, "pa": 0x2060}},  # beside what the unresolved access looks at
+        {**NONE, "resolve": 1},
+        {"offer": {**STORE_TAG, "id": 2}},
+        {**NONE, "answer": 0},
+        {"offer": {"id": 0, "branches": 1, "pa": 0x2FF0}},
+        {**NONE, "resolve": 0, "wrong": 1},
+        {"offer": {"id": 0, "pa": 0x2FF8, "bytes": 8}},
+        {"offer": {"id": 3, "op": Op.STG, "va": 0x2FF8, "pa": 0x2FF8, "bytes": 16}},  # misaligned
+        NONE,
+    )
+
+
+@pytest.mark.parametrize(
+    ("cycles", "clause"),
+    [
+        ([{"offer": {"id": 3}}, {"offer": {"id": 3}}], "the id of one that is outstanding"),
+        (
+            [{"offer": {"id": 3, "branches": 1}}, {**NONE, "resolve": 0}, {"offer": {"id": 3}}],
+            "the id of one that is outstanding",
+        ),
+        (
+            [
+                {"offer": {"id": 3, "branches": 1}},
+                {**NONE, "resolve": 1, "wrong": 1},
+                {"offer": {"id": 3}},
+            ],
+            "the id of one that is outstanding",
+        ),
+        ([{"offer": {"pa": 0x2FF1}}], "crosses a page"),
+        ([{"offer": {**STORE_TAG, "branches": 1}}], "is speculative"),
+        ([{"offer": {"op": Op.CLEAN, "branches": 1}}], "is speculative"),
+        (
+            [{"offer": {"branches": 1, "pa": 0x205F, "bytes": 1}}, {"offer": STORE_TAG}],
+            "at which an unresolved access looks",
+        ),
+        (
+            [{"offer": {"branches": 1, "pa": 0x203F, "bytes": 2}}, {"offer": STORE_TAG}],
+            "at which an unresolved access looks",
+        ),
+    ],
+)
+def test_core_breaks_the_contract(cycles, clause):
+    with pytest.raises(AssertionError, match=clause):
+        run_core(*cycles, NONE)
