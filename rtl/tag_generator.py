@@ -30,8 +30,8 @@ class TagGenerator(wiring.Component):
     SUBG walk from the pointer's tag by the instruction's offset, both forwards. If all tags are
     excluded, or tag access is disabled (ATA), the tag is 0; the latter leaves RGSR alone.
 
-    The response is offered three cycles after the request. One request at a time: the next one
-    starts from RGSR as this one leaves it.
+    The response is offered three cycles after the request; RGSR has the new TAG in the cycle after
+    that. One request at a time: the next one starts from RGSR as this one leaves it.
 
     Members
     -------
