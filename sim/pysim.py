@@ -70,7 +70,7 @@ def run(
     PipelineError
         The pipeline broke a rule of its ports, one of its assertions failed, or it hangs.
     """
-    pipeline = ObservedPipeline(config)
+    pipeline = ObservedPipeline(config, monitored=True)
     driver = Driver(program, config, seed=seed, latency=latency)
     inputs = _Bundle(pipeline, INPUTS)
     outputs = _Bundle(pipeline, OUTPUTS)
@@ -582,9 +582,9 @@ class Driver:
         if progress:
             self._last_progress = self.cycle
         _expect(self.cycle - self._last_progress < self._patience, "the pipeline hangs")
-        self.cycle += 1
         if self.done:
             _expect(outputs["tfsr"] == self._tfsr, "TFSR is not what the ASYNC verdicts make it")
+        self.cycle += 1
 
     def _observe_generator(self, outputs: Ports) -> bool:
         accepted = self._ports["generate.request.valid"] and outputs["generate.request.ready"]

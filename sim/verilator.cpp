@@ -326,6 +326,7 @@ class Harness {
                 top_.clk = 1;
                 step();
                 check_assertions();
+                ++counters.cycles;
             }
         } catch (const BrokenRule& error) {
             message = error.what() + (" (cycle " + std::to_string(counters.cycles) + ")");
@@ -479,7 +480,6 @@ class Harness {
         counters.lookups += top_.lookup;
         if (progress) last_progress_ = counters.cycles;
         expect(counters.cycles - last_progress_ < patience_, "the pipeline hangs");
-        ++counters.cycles;
         if (done()) expect(top_.tfsr == tfsr_, "TFSR is not what the ASYNC verdicts make it");
     }
 
