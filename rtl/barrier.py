@@ -1,5 +1,7 @@
 """The speculation barrier: the only unit that knows branches."""
 
+from typing import Any
+
 from amaranth.hdl import Assert, Const, Module, Mux, Signal, Value
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
@@ -21,6 +23,22 @@ from .layouts import (
 from .stream_util import PayloadRegister
 
 __all__ = ["SpeculationBarrier"]
+
+
+def _waiting_layout(config: TagConfig) -> data.StructLayout:
+    """A request without ``tags``: tag stores are never speculative, and so never wait."""
+    request = request_layout(config)
+    access = {name: field.shape for name, field in request["access"].shape if name != "tags"}
+    return data.StructLayout(
+        {"access": data.StructLayout(access), "control": request["control"].shape}
+    )
+
+
+def _assign(to: Any, of: Any) -> list:
+    """Statements that assign a request, field by field, without ``tags``."""
+    names = [name for name in of.access.shape().members if name != "tags"]
+    fields = [getattr(to.access, name).eq(getattr(of.access, name)) for name in names]
+    return [*fields, to.control.eq(of.control)]
 
 
 class SpeculationBarrier(wiring.Component):
@@ -158,13 +176,9 @@ class SpeculationBarrier(wiring.Component):
                     m.d.sync += self.tfsr.el1.bit_select(verdict_ticket.half, 1).eq(1)
 
         # What the form does with speculative accesses.
-        head = queue.o.payload
         speculative = queue.o_branches.any()
-        m.d.comb += [
-            entering.access.eq(head.access),
-            entering.control.eq(head.control),
-            leaving.eq(outcome),
-        ]
+        request = Signal(request_layout(config))  # that enters next
+        m.d.comb += [request.eq(queue.o.payload), leaving.eq(outcome)]
         table_empty: Value = Const(1)
         if config.barrier is Barrier.NONE:
             m.d.comb += [
@@ -181,7 +195,7 @@ class SpeculationBarrier(wiring.Component):
 
         if config.barrier is Barrier.DELAY:
             m.submodules.waiting = waiting = memory.Memory(
-                shape=request_layout(config), depth=config.held, init=[]
+                shape=_waiting_layout(config), depth=config.held, init=[]
             )
             waiting_write = waiting.write_port()
             waiting_read = waiting.read_port(domain="comb")
@@ -196,8 +210,7 @@ class SpeculationBarrier(wiring.Component):
                 table.finish_slot.eq(table.slot),
                 table.release.eq(table.ready & room),
                 waiting_write.addr.eq(table.slot),
-                waiting_write.data.eq(head),
-                waiting_write.data.access.tags.eq(0),  # of tag stores, which never wait here
+                *_assign(waiting_write.data, queue.o.payload),
                 waiting_write.en.eq(table.allocate),
                 waiting_read.addr.eq(table.ready_slot),
                 admit.eq(table.ready | certain_head),
@@ -208,10 +221,7 @@ class SpeculationBarrier(wiring.Component):
                 outcome_ready.eq(verdict_room),
             ]
             with m.If(table.ready):
-                m.d.comb += [
-                    entering.access.eq(waiting_read.data.access),
-                    entering.control.eq(waiting_read.data.control),
-                ]
+                m.d.comb += _assign(request, waiting_read.data)
 
         if config.barrier is Barrier.OBLIVIOUS:
             m.submodules.owners = owners = memory.Memory(
@@ -263,9 +273,11 @@ class SpeculationBarrier(wiring.Component):
                 m.d.sync += last_from_table.eq(from_table)
 
         m.d.comb += [
-            entering.ticket.id.eq(entering.access.id),
-            entering.ticket.half.eq(entering.access.va[55]),
-            entering.ticket.el0.eq(entering.access.el0),
+            entering.access.eq(request.access),
+            entering.control.eq(request.control),
+            entering.ticket.id.eq(request.access.id),
+            entering.ticket.half.eq(request.access.va[55]),
+            entering.ticket.el0.eq(request.access.el0),
         ]
 
         # Accesses in the pipeline.

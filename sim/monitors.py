@@ -101,7 +101,7 @@ class CoreMonitor(wiring.Component):
     ready: Signal
     id: Signal
     answered: Signal
-    resolve: wiring.PureInterface
+    resolve: Any
 
     def __init__(self, config: TagConfig) -> None:
         self.config = config
@@ -127,9 +127,12 @@ class CoreMonitor(wiring.Component):
             monitor.ready.eq(pipeline.access.ready),
             monitor.id.eq(pipeline.verdict.payload.id),
             monitor.answered.eq(pipeline.verdict.valid & pipeline.verdict.ready),
-            monitor.resolve.valid.eq(pipeline.resolve.valid),
-            monitor.resolve.branch.eq(pipeline.resolve.branch),
-            monitor.resolve.mispredicted.eq(pipeline.resolve.mispredicted),
+        ]
+        resolve: Any = pipeline.resolve
+        m.d.comb += [
+            monitor.resolve.valid.eq(resolve.valid),
+            monitor.resolve.branch.eq(resolve.branch),
+            monitor.resolve.mispredicted.eq(resolve.mispredicted),
         ]
         return monitor
 

