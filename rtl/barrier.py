@@ -221,7 +221,7 @@ class SpeculationBarrier(wiring.Component):
                 outcome_ready.eq(verdict_room),
             ]
             with m.If(table.ready):
-                m.d.comb += _assign(request, waiting_read.data)
+                m.d.comb += [*_assign(request, waiting_read.data), request.access.tags.eq(0)]
 
         if config.barrier is Barrier.OBLIVIOUS:
             m.submodules.owners = owners = memory.Memory(
