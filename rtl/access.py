@@ -75,6 +75,7 @@ class AccessDecoder(wiring.Component):
         data_access = load | store | atomic
         maintenance = ~(data_access | tag_load | tag_store)
         tagged = access.memory == Memory.TAGGED
+        untagged = access.memory == Memory.UNTAGGED
 
         # The control bits that apply to it.
         half = access.va[55]
@@ -87,11 +88,13 @@ class AccessDecoder(wiring.Component):
         mode = Signal(CheckMode)
         m.d.comb += mode.eq(Mux(access.el0, control.tcf[0], control.tcf[1]))
 
-        # Is it checked? A store-only regime makes a write of an atomic, for the report too.
+        # Is it checked? A store-only regime makes a write of an atomic, for the report too. With
+        # TCF = none a mismatch would have no effect, so no tag is looked up.
         canonical_pointer = access.va[55:60] == half.replicate(5)
         write = store | (atomic & store_only)
+        tag_checked = Signal()
         checked = Signal()
-        m.d.comb += checked.eq(
+        m.d.comb += tag_checked.eq(
             data_access
             & ~access.exempt
             & (tbi | mtx)
@@ -99,8 +102,8 @@ class AccessDecoder(wiring.Component):
             & ata
             & ~access.tco
             & ~(store_only & ~write)
-            & (mode != CheckMode.NONE)
         )
+        m.d.comb += checked.eq(tag_checked & (mode != CheckMode.NONE))
         asynchronous = (mode == CheckMode.ASYNC) | ((mode == CheckMode.ASYM) & write)
 
         # Where it lies. The last byte counts, not the end, so that nothing wraps at the top. LDG
@@ -151,7 +154,9 @@ class AccessDecoder(wiring.Component):
         needs_tags = Signal()
         with m.If((access.op == Op.STG) & access.va[:4].any()):
             m.d.comb += outcome.eq(Outcome.ALIGNMENT_FAULT)
-        with m.Elif(tag_store & ata & mtx & ~tagged):
+        with m.Elif(tag_store & ata & mtx & untagged):
+            m.d.comb += outcome.eq(Outcome.PERMISSION_FAULT)
+        with m.Elif((tag_checked | ((tag_load | tag_store) & ata)) & ~(tagged | untagged)):
             m.d.comb += outcome.eq(Outcome.PERMISSION_FAULT)
         with m.Elif(maintenance):
             m.d.comb += needs_tags.eq(~access.bytes.any() | (tagged & in_map))
@@ -173,11 +178,14 @@ class AccessDecoder(wiring.Component):
             result.secret_finding.tags.eq(tags),
         ]
         with m.If((outcome != Outcome.PASS) & (outcome != Outcome.ASYNC)):
-            # An abort outside the carve-out is one of the tag fetch, which is a read.
-            fetch_abort = (outcome == Outcome.EXTERNAL_ABORT) & ~in_carve_out
+            # An abort outside the carve-out is one of the tag fetch, which is a read, and so is
+            # the tag check that a permission fault refuses.
+            of_tags = (outcome == Outcome.PERMISSION_FAULT) | (
+                (outcome == Outcome.EXTERNAL_ABORT) & ~in_carve_out
+            )
             m.d.comb += [
                 result.secret_finding.far.eq(address),
-                result.secret_finding.wnr.eq(tag_store | (write & ~fetch_abort)),
+                result.secret_finding.wnr.eq(tag_store | (write & ~of_tags)),
             ]
 
         # The first probe.

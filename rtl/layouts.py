@@ -54,11 +54,13 @@ class Op(enum.Enum, shape=4):
     CLEAN_INVALIDATE = 9
 
 
-class Memory(enum.Enum, shape=1):
+class Memory(enum.Enum, shape=2):
     """What translation said of the page: has it allocation tags?"""
 
     UNTAGGED = 0
     TAGGED = 1
+    NO_TAG_ACCESS = 2
+    """Tagged by stage 1, but stage 2 allows no access to the tags (FEAT_MTE_PERM)."""
 
 
 class Outcome(enum.Enum, shape=3):

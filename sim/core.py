@@ -40,6 +40,11 @@ STORAGE_BYTES = 1 << 40
 _POINTER_BITS = 0xFF << 56
 _OFFSET_BITS = (1 << 56) - 1
 _PHYSICAL_BITS = (1 << 52) - 1
+_MEMORY_FLAGS: dict[str, int] = {
+    "untagged": 0,
+    "tagged": Flag.TAGGED,
+    "no_tag_access": Flag.NO_TAG_ACCESS,
+}
 _NONE = 0xFF
 _FEW = 64
 """Rows for which arrays are not worth their while."""
@@ -374,7 +379,7 @@ class _Core:
         transactions = np.empty(counts.sum(), dtype=TRANSACTION)
         shift = np.repeat(at[others] - (np.cumsum(piece.counts) - piece.counts), piece.counts)
         transactions[shift + np.arange(len(shift))] = piece.transactions
-        flags = (flags & 3) << 1 | np.where(flags & 4, 0, Flag.EL0).astype(np.uint8)
+        flags = (flags & 3) << 2 | np.where(flags & 4, 0, Flag.EL0).astype(np.uint8)
         for part, va, size_of_part, memory_of_part, of in (
             (0, address, np.minimum(size, here), memory, plain),
             (1, there, size - here, memory_there, plain & crossing),
@@ -392,8 +397,8 @@ class _Core:
         self._finished.append(_Piece(transactions, lines, recipes, counts))
 
     def _memory_of(self, addresses: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint8]:
-        """:meth:`_memory` of many: Flag.TAGGED, 0 for untagged, or _NONE."""
-        numbers = {"untagged": 0, "tagged": int(Flag.TAGGED), "none": _NONE}
+        """:meth:`_memory` of many: the flags of each, or _NONE."""
+        numbers = {**_MEMORY_FLAGS, "none": _NONE}
         # An address is accepted or not by its bits 63:55, and the same pages come often.
         pages = addresses >> 55 << 55 | (addresses & _PHYSICAL_BITS) >> 12 << 12
         places, which = np.unique(pages, return_inverse=True)
@@ -420,7 +425,7 @@ class _Core:
         self._fixed[self._row] = outcome
 
     def _memory(self, address: int) -> str:
-        """What translation says of an address: "tagged", "untagged" or "none" for a fault."""
+        """What translation says of an address: a kind of memory, "none" for a fault."""
         if not _is_canonical(self._regime, address):
             return "none"
         return self._memory_map.kind(address & _PHYSICAL_BITS)
@@ -469,17 +474,13 @@ class _Core:
         if not operation.el:
             flags |= Flag.EL0
         for part, part_size, memory in parts:
-            if memory == "tagged":
-                flags |= Flag.TAGGED
-            else:
-                flags &= ~Flag.TAGGED
             self._append(
                 Kind.ACCESS,
                 op=op.value,
                 va=part,
                 size=part_size,
                 tags=tags,
-                flags=flags,
+                flags=flags | _MEMORY_FLAGS[memory],
                 branches=branches,
             )
             if op is Op.STG:
@@ -552,13 +553,14 @@ class _Core:
         if address is None:
             self._append(Kind.ACCESS, op=self._MAINTENANCE[operation.op].value)
             return
-        tagged = self._memory_map.kind(address & _PHYSICAL_BITS) == "tagged"
+        # Maintenance never faults, so nothing is asked of translation but where tags are.
+        kind = self._memory_map.kind(address & _PHYSICAL_BITS)
         self._append(
             Kind.ACCESS,
             op=self._MAINTENANCE[operation.op].value,
             va=address,
             size=1,
-            flags=Flag.TAGGED if tagged else 0,
+            flags=_MEMORY_FLAGS.get(kind, 0),
         )
 
     # Choice of tags

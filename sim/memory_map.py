@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 
+from .ops import MEMORIES
+
 __all__ = ["MemoryMap"]
 
 _PAGE = 4096
@@ -22,7 +24,7 @@ class MemoryMap:
         self._kinds = ["untagged"]
 
     def set(self, address: int, bytes: int, memory: str) -> None:
-        """Make a range of whole pages ``"tagged"``, ``"untagged"`` or ``"none"``.
+        """Make a range of whole pages one of :data:`~emte.sim.ops.MEMORIES`.
 
         Raises
         ------
@@ -33,8 +35,8 @@ class MemoryMap:
         end = start + bytes
         if start % _PAGE or bytes % _PAGE or bytes < 0 or end > _END:
             raise ValueError(f"not a range of pages below 2**52: {address:#x}, {bytes:#x} bytes")
-        if memory not in ("tagged", "untagged", "none"):
-            raise ValueError(f"memory must be tagged, untagged or none, not {memory!r}")
+        if memory not in MEMORIES:
+            raise ValueError(f"memory must be one of {', '.join(MEMORIES)}, not {memory!r}")
         first = bisect_left(self._starts, start)
         last = bisect_right(self._starts, end)
         kinds = [memory, self._kinds[last - 1]]  # of the range, and of what follows it
@@ -42,5 +44,5 @@ class MemoryMap:
         self._kinds[first:last] = kinds
 
     def kind(self, address: int) -> str:
-        """``"tagged"``, ``"untagged"`` or ``"none"``: what the page of an address is."""
+        """Which of :data:`~emte.sim.ops.MEMORIES` the page of an address is."""
         return self._kinds[bisect_right(self._starts, address % _END) - 1]

@@ -110,21 +110,25 @@ def is_write(regime: Regime, kind: Kind, el: int) -> bool:
     return kind is Kind.STORE or (kind is Kind.ATOMIC and bool(regime.tcso[el]))
 
 
-def check_of(regime: Regime, kind: Kind, el: int, address: int) -> Check:
-    """Which check a data access gets, if neither its form nor PSTATE.TCO exempts it.
+def is_tag_checked(regime: Regime, kind: Kind, el: int, address: int) -> bool:
+    """Is a data access tag checked, if neither its form nor PSTATE.TCO exempts it?
 
-    The order is that of AArch64.AccessIsTagChecked in the Arm pseudocode. With TCF = none a
-    mismatch would have no effect, so the access counts as not checked.
+    The order is that of AArch64.AccessIsTagChecked in the Arm pseudocode.
     """
     if not regime.mtx[half(address)] and not regime.tbi[half(address)]:
-        return Check.NONE
+        return False
     if regime.tcma[half(address)] and logical_tag(address) == canonical_tag(address):
-        return Check.NONE
+        return False
     if not regime.ata[el]:
+        return False
+    return not regime.tcso[el] or is_write(regime, kind, el)
+
+
+def check_of(regime: Regime, kind: Kind, el: int, address: int) -> Check:
+    """What a mismatch does. With TCF = none it has no effect, so no tag is looked at."""
+    if not is_tag_checked(regime, kind, el, address):
         return Check.NONE
     write = is_write(regime, kind, el)
-    if regime.tcso[el] and not write:
-        return Check.NONE
     match regime.tcf[el]:
         case "none":
             return Check.NONE
@@ -139,11 +143,12 @@ def check_of(regime: Regime, kind: Kind, el: int, address: int) -> Check:
 class _Pointer:
     """All that an access takes from bits 63:55 of its address."""
 
-    __slots__ = ("check", "matches_untagged", "tag", "translated", "write")
+    __slots__ = ("check", "matches_untagged", "tag", "tag_checked", "translated", "write")
 
     def __init__(self, regime: Regime, kind: Kind, el: int, address: int) -> None:
         self.translated = is_translated(regime, address)
         self.write = int(is_write(regime, kind, el))
+        self.tag_checked = is_tag_checked(regime, kind, el, address)
         self.check = check_of(regime, kind, el, address)
         self.tag = logical_tag(address)
         self.matches_untagged = not regime.mtx[half(address)] or self.tag == canonical_tag(address)
@@ -216,13 +221,13 @@ class _Page:
     Attributes
     ----------
     kind
-        "tagged", "untagged" or "none": what the page table says.
+        What the page table says: one of :data:`~emte.sim.ops.MEMORIES`.
     tags
         The 128 bytes of tag storage of a tagged page; None for other pages, and for a tagged page
         outside the storage map.
     clear
-        No access within the page can end in a translation fault or an external abort, unless it is
-        for bits 63:56 of its address.
+        No access within the page can end in a translation fault, a permission fault or an external
+        abort, unless it is for bits 63:56 of its address.
     """
 
     __slots__ = ("clear", "kind", "tags")
@@ -436,6 +441,14 @@ class Model:
     def _is_mapped(self, address: int) -> bool:
         return is_translated(self._regime, address) and self._page(address).kind != "none"
 
+    def _is_refused(self, address: int) -> bool:
+        """Does stage 2 refuse an access to the tags of the page (FEAT_MTE_PERM)?
+
+        It is a permission fault for tag loads, tag stores and accesses that are tag checked,
+        whatever a mismatch would do; WnR is set for tag stores alone.
+        """
+        return self._page(address).kind == "no_tag_access"
+
     def _translation_fault(self, parts: list[tuple[int, int]], *, write: int) -> Outcome | None:
         """The translation fault of the first part that has one."""
         for start, _ in parts:
@@ -483,6 +496,8 @@ class Model:
         flags = [0, 0]
         for start, length in parts:
             pointer = self._pointers[kind][operation.el][start >> 55]
+            if pointer.tag_checked and not exempt and self._is_refused(start):
+                return _fault("permission_fault", start, 0)
             outcome = self._abort(start, length, write=pointer.write)
             if outcome is None and pointer.check and not exempt:
                 outcome = self._check(pointer, self._page(start), start, length)
@@ -532,6 +547,8 @@ class Model:
         """
         size = count * GRANULE
         fault = self._translation_fault([(address, size)], write=0)
+        if fault is None and self._regime.ata[el] and self._is_refused(address):
+            fault = _fault("permission_fault", address, 0)
         fault = fault or self._abort(address, size, write=0)
         if fault is not None:
             return fault, []
@@ -571,7 +588,8 @@ class Model:
         """
         page = self._page(address)
         enabled = self._regime.ata[el]
-        if enabled and page.kind != "tagged" and self._regime.mtx[half(address)]:
+        canonical = page.kind == "untagged" and self._regime.mtx[half(address)]
+        if enabled and (canonical or self._is_refused(address)):
             return _fault("permission_fault", address, 1)
         abort = self._abort(address, len(tags) * GRANULE, write=1, tag_write=1)
         if abort is not None:

@@ -51,7 +51,7 @@ STORAGE_BASE = 1 << 40
 PA_MASK = (1 << 52) - 1
 """A physical address is the virtual one's bits 51:0."""
 
-MEMORIES = ("untagged", "tagged", "none")
+MEMORIES = ("untagged", "tagged", "none", "no_tag_access")
 """Kinds of memory, in the order of their numbers in the columnar form."""
 
 ACCESSES = ("load", "store", "atomic")

@@ -541,7 +541,7 @@ class Driver:
             | va << at["va"]
             | (va & (1 << 52) - 1) << at["pa"]
             | size << at["bytes"]
-            | (flags & 0xF) << at["memory"]
+            | (flags & 0x1F) << at["memory"]
             | branches << at["branches"]
             | tags << at["tags"]
         )

@@ -46,17 +46,19 @@ class Kind(enum.IntEnum):
 
 
 class Flag(enum.IntFlag):
-    """How a transaction is done. The first four are fields of ``access_layout``, in order."""
+    """How a transaction is done. The first five are bits 4:0, ``memory`` to ``el0`` of
+    ``access_layout``."""
 
     TAGGED = 1
-    EXEMPT = 2
-    TCO = 4
-    EL0 = 8
-    IF_PASSED = 16
+    NO_TAG_ACCESS = 2
+    EXEMPT = 4
+    TCO = 8
+    EL0 = 16
+    IF_PASSED = 32
     """Only if the transaction before it passed."""
-    DRAIN = 32
+    DRAIN = 64
     """Not before all accesses have their verdicts, and the pipeline is idle."""
-    MISPREDICTED = 64
+    MISPREDICTED = 128
     """Of a resolve."""
 
 

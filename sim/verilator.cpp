@@ -42,7 +42,7 @@ struct Counters {
 };
 
 enum Kind : uint8_t { ACCESS, GENERATE, RESOLVE, REGIME, STORAGE, GCR, RGSR };
-enum Flag : uint8_t { EL0 = 8, IF_PASSED = 16, DRAIN = 32, MISPREDICTED = 64 };
+enum Flag : uint8_t { EL0 = 16, IF_PASSED = 32, DRAIN = 64, MISPREDICTED = 128 };
 enum Outcome : uint32_t { PASS = 0, ASYNC = 1, SQUASHED = 8, NOT_SENT = 9 };
 
 constexpr uint64_t PHYSICAL_BITS = (uint64_t(1) << 52) - 1;
@@ -456,7 +456,7 @@ class Harness {
         insert(payload, layout::ACCESS_VA, transaction.va);
         insert(payload, layout::ACCESS_PA, transaction.va & PHYSICAL_BITS);
         insert(payload, layout::ACCESS_BYTES, transaction.bytes);
-        insert(payload, layout::ACCESS_MEMORY, transaction.flags & 0xF);
+        insert(payload, layout::ACCESS_MEMORY, transaction.flags & 0x1F);
         insert(payload, layout::ACCESS_BRANCHES, transaction.branches);
         insert(payload, layout::ACCESS_TAGS, transaction.tags);
         return true;

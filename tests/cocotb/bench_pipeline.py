@@ -160,7 +160,7 @@ class PipelineBench(Bench):
                 "va": va,
                 "pa": va % (1 << CONFIG.pa_bits),
                 "bytes": size,
-                "memory": int(bool(flags & Flag.TAGGED)),
+                "memory": int(flags & (Flag.TAGGED | Flag.NO_TAG_ACCESS)),
                 "exempt": int(bool(flags & Flag.EXEMPT)),
                 "tco": int(bool(flags & Flag.TCO)),
                 "el0": int(bool(flags & Flag.EL0)),

@@ -34,7 +34,11 @@ def test_codes():
         "EXTERNAL_ABORT": 5,
         "UNCORRECTABLE": 6,
     }
-    assert {kind.name: kind.value for kind in Memory} == {"UNTAGGED": 0, "TAGGED": 1}
+    assert {kind.name: kind.value for kind in Memory} == {
+        "UNTAGGED": 0,
+        "TAGGED": 1,
+        "NO_TAG_ACCESS": 2,
+    }
     assert {mode.name: mode.value for mode in CheckMode} == {
         "NONE": 0,
         "SYNC": 1,
@@ -52,7 +56,7 @@ def test_access():
         "va": 64,
         "pa": 52,
         "bytes": 10,
-        "memory": 1,
+        "memory": 2,
         "exempt": 1,
         "tco": 1,
         "el0": 1,

@@ -59,7 +59,7 @@ def test_wrong_range(address, size):
 
 
 def test_wrong_kind():
-    message = "memory must be tagged, untagged or none, not 'device'"
+    message = "memory must be one of untagged, tagged, none, no_tag_access, not 'device'"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         MemoryMap().set(0, PAGE, "device")
 

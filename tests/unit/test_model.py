@@ -1132,3 +1132,62 @@ def test_speculative_access_ends_as_a_certain_one(machine, access):
     released = {name: list(bits) for name, bits in machine.tfsr.items()}
     assert machine.do(**access) == held
     assert machine.tfsr == released
+
+
+# FEAT_MTE_PERM: memory whose tags stage 2 keeps back
+
+
+@pytest.fixture
+def refused():
+    machine = Machine()
+    machine.do("map", address=UNTAGGED, bytes=0x1000, memory="no_tag_access")
+    return machine
+
+
+@pytest.mark.parametrize("tcf", ["none", "sync", "async", "asym"])
+def test_no_tag_access_refuses_what_is_tag_checked(refused, tcf):
+    refused.do("regime", regime=Regime(tcf=(tcf, tcf)))
+    for access in (refused.load, refused.store, refused.atomic):
+        assert access(UNTAGGED + 5) == fault("permission_fault", UNTAGGED + 5, 0)
+        assert access(UNTAGGED, exempt=1) == access(UNTAGGED, tco=1) == PASS
+    assert refused.do("dc_zva", address=UNTAGGED + 5) == fault("permission_fault", UNTAGGED, 0)
+    assert refused.tfsr == {"el0": [0, 0], "el1": [0, 0]}
+
+
+@pytest.mark.parametrize(
+    "regime",
+    [Regime(ata=(0, 0)), Regime(tbi=(0, 0)), Regime(tcma=(1, 1))],
+    ids=["ATA off", "TBI off", "TCMA"],
+)
+def test_no_tag_access_lets_pass_what_is_not_checked(refused, regime):
+    refused.do("regime", regime=regime)
+    assert refused.load(UNTAGGED) == refused.store(UNTAGGED) == PASS
+
+
+def test_no_tag_access_refuses_tag_loads_and_stores(refused):
+    for op, write in (("ldg", 0), ("stg", 1), ("st2g", 1), ("stz2g", 1), ("dc_gva", 1)):
+        outcome = refused.do(op, address=UNTAGGED + 0x40)
+        assert outcome == fault("permission_fault", UNTAGGED + 0x40, write), op
+    assert refused.do("ldgm", address=UNTAGGED, el=1) == fault("permission_fault", UNTAGGED, 0)
+    assert refused.do("stgm", address=UNTAGGED, el=1) == fault("permission_fault", UNTAGGED, 1)
+    refused.do("regime", regime=Regime(ata=(0, 0)))
+    assert refused.do("ldg", address=UNTAGGED) == {"outcome": "pass", "tag": 0}
+    assert refused.do("stg", address=UNTAGGED, tag=3) == PASS
+
+
+def test_no_tag_access_is_not_canonical(refused):
+    """It is tagged by stage 1, so MTX has no say: not even the canonical tag helps."""
+    refused.do("regime", regime=MTX)
+    assert refused.load(UNTAGGED) == fault("permission_fault", UNTAGGED, 0)
+
+
+def test_no_tag_access_on_one_side_of_a_page_end(refused):
+    refused.do("map", address=UNTAGGED - 0x1000, bytes=0x1000, memory="tagged")
+    refused.do("stg", address=UNTAGGED - 16, tag=3)
+    assert refused.load(UNTAGGED - 4) == mismatch(UNTAGGED - 4, 0)
+    pointer = tagged(UNTAGGED - 4, 3)
+    assert refused.store(pointer) == fault("permission_fault", pointer + 4, 0)
+    assert refused.do("st2g", address=UNTAGGED - 16, tag=5) == fault(
+        "permission_fault", UNTAGGED, 1
+    )
+    assert refused.tag_at(UNTAGGED - 16) == 5

@@ -335,7 +335,7 @@ MAX64 = "0xffffffffffffffff"
         # Memory
         (
             '{"op":"map","address":4096,"bytes":4096,"memory":"taged"}',
-            'memory: must be one of untagged, tagged, none, not "taged"',
+            'memory: must be one of untagged, tagged, none, no_tag_access, not "taged"',
         ),
         (
             '{"op":"map","address":16,"bytes":4096,"memory":"tagged"}',
@@ -527,8 +527,8 @@ def test_instruction_words_survive_rewriting():
             "size: bytes of map must be a multiple of 4096 from 4096 to 0x10000000000000, not 4095",
         ),
         (
-            {"tag": np.array([3, 0, 7, 3, 3, 0], "u1")},
-            "tag: memory of map must be an integer from 0 to 2, not 3",
+            {"tag": np.array([4, 0, 7, 3, 3, 0], "u1")},
+            "tag: memory of map must be an integer from 0 to 3, not 4",
         ),
         (
             {"tag": np.array([1, 0, 16, 3, 3, 0], "u1")},
