@@ -6,18 +6,27 @@ its uses; and one of these uses, any of them, it marks, to follow what is known 
 
 from amaranth.asserts import AnyConst
 from amaranth.hdl import Assert, Assume, Cover, Module, Mux, Signal
-from amaranth.lib import stream
+from amaranth.lib import stream, wiring
 from emte.rtl.barrier import SpeculationBarrier
 from emte.rtl.config import TagConfig
 from emte.rtl.layouts import Op, finding_layout, request_layout, ticket_layout
 from unit_spec import UnitSpec
 
-CERTAIN_IN_PIPELINE = 3
+CERTAIN_IN_PIPELINE = 1
 """Certain accesses, other than the one that is followed, that the pipeline holds at a time."""
 
 
 class SpeculationBarrierSpec(UnitSpec):
     """Every access that is not squashed gets one verdict, not before its branches are resolved.
+
+    Parameters
+    ----------
+    config : :class:`TagConfig`
+        Geometry; its barrier is not NONE, which promises nothing of this kind.
+    whole : bool
+        Follow every field of the marked access and its outcome, not the mark alone.
+    unit : :class:`amaranth.lib.wiring.Component`
+        What is to be held to it, instead of the barrier of that geometry.
 
     Contract of the core, assumed:
 
@@ -30,10 +39,12 @@ class SpeculationBarrierSpec(UnitSpec):
     brings its slot back, any other its id.
     """
 
-    def __init__(self, config: TagConfig, *, whole: bool = False) -> None:
+    def __init__(
+        self, config: TagConfig, *, whole: bool = False, unit: wiring.Component | None = None
+    ) -> None:
         self.config = config
         self.whole = whole
-        super().__init__(SpeculationBarrier(config))
+        super().__init__(unit or SpeculationBarrier(config))
 
     def specify(self, m: Module) -> None:
         unit = self.unit
@@ -145,6 +156,10 @@ class SpeculationBarrierSpec(UnitSpec):
                 ~(admitted & ticket.speculative & slots.bit_select(ticket.slot, 1)),
                 "an entry is given away twice",
             ),
+            Assert(
+                ~(admitted & ~ticket.speculative & (ticket.id == followed) & certain),
+                "an access is admitted twice",
+            ),
             Assert(~admitted | (ticket.id == unit.admitted.payload.access.id), "a ticket's id"),
         ]
 
@@ -223,8 +238,15 @@ class SpeculationBarrierSpec(UnitSpec):
                         f"the verdict's {name} is another access's",
                     )
 
-        self.cover(m, answer & marked, marked_inside, slots)
-
-    def cover(self, m: Module, answer_marked, marked_inside, slots) -> None:
-        """Covers, beyond those of the streams."""
-        m.d.comb += Cover(answer_marked, "the marked access is answered")
+        # What must be able to happen, for all these assertions to mean something.
+        was_speculative = Signal()
+        squashed_once = Signal()
+        with m.If(use):
+            m.d.sync += was_speculative.eq(access.branches.any())
+        with m.If((unresolved & wrong).any()):
+            m.d.sync += squashed_once.eq(1)
+        m.d.comb += [
+            Cover(answer & marked & was_speculative, "a speculative access is answered"),
+            Cover(answer & ~was_speculative, "a certain access is answered"),
+            Cover(answer & squashed_once, "an id is answered after a squash of that id"),
+        ]

@@ -5,8 +5,9 @@ A *spec* is a component in the ``sync`` domain: its input ports are free in ever
 the properties, and its ``Cover`` statements show that the assumptions leave something to happen.
 Reset is free, too: a property holds also when traffic is cut off by a reset.
 
-Properties are proved without bound by property directed reachability (``pdr`` of ABC), after
-sequential sweeping (``scorr``). Covers and mutants are found by bounded model checking (``bmc3``).
+Properties are proved without bound: by sequential sweeping (``scorr`` of ABC), and what that leaves
+open by property directed reachability (``pdr``), one property after the other. Covers, mutants and
+bounded claims go to ``bmc3``.
 """
 
 import json
@@ -15,6 +16,8 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,9 +26,11 @@ from amaranth.back import rtlil
 from amaranth.hdl import ClockDomain, Elaboratable, Module, Signal, Value
 from amaranth.lib import wiring
 
-__all__ = ["Counterexample", "FormalError", "Lowered", "cover", "lower", "prove", "refute"]
+__all__ = ["Counterexample", "FormalError", "Lowered", "cover", "hold", "lower", "prove"]
 
 ABC = Path(pyosys.__file__).parent / "yosys-abc"
+SCRIPTS = Path(__file__).parent
+BUILD = SCRIPTS.parents[1] / "build" / "formal"
 
 
 class FormalError(Exception):
@@ -39,11 +44,15 @@ class Counterexample(AssertionError):
     ----------
     properties : dict[str, int]
         Properties that were seen to fail, and the cycle after reset in which they did.
+    waveform : :class:`pathlib.Path`
+        A VCD file that shows it.
     """
 
-    def __init__(self, properties: dict[str, int]) -> None:
+    def __init__(self, properties: dict[str, int], waveform: Path) -> None:
         self.properties = properties
-        super().__init__("; ".join(f"{name} (cycle {n})" for name, n in properties.items()))
+        self.waveform = waveform
+        failed = "; ".join(f"{name} (cycle {n})" for name, n in properties.items())
+        super().__init__(f"{failed}, see {waveform}")
 
 
 class _Top(Elaboratable):
@@ -66,61 +75,118 @@ class _Top(Elaboratable):
 
 @dataclass(frozen=True)
 class Lowered:
-    """A spec as AIGER: the folder with the files of ``lower.py``, and the names of properties."""
+    """A spec as AIGER: its name, the folder of ``lower.py``, and the names of its properties."""
 
-    folder: tempfile.TemporaryDirectory
+    name: str
+    folder: Path
     asserts: list[str]
     covers: list[str]
 
     def file(self, name: str) -> Path:
-        return Path(self.folder.name) / name
+        return self.folder / name
 
 
-def lower(spec: wiring.Component) -> Lowered:
-    """Lower a spec; see ``lower.py``."""
-    folder = tempfile.TemporaryDirectory(prefix="emte-formal-")
-    top = _Top(spec)
-    source = Path(folder.name) / "spec.il"
-    source.write_text(rtlil.convert(top, ports=top.ports, platform="formal"))
-    script = Path(__file__).with_name("lower.py")
-    run([sys.executable, script, source, folder.name])
-    properties = json.loads((Path(folder.name) / "properties.json").read_text())
-    return Lowered(folder, properties["assert"], properties["cover"])
+@contextmanager
+def lower(spec: wiring.Component) -> Iterator[Lowered]:
+    """Lower a spec; see ``lower.py``. Its files are there within the context."""
+    with tempfile.TemporaryDirectory(prefix="emte-formal-") as name:
+        folder = Path(name)
+        top = _Top(spec)
+        source = folder / "spec.il"
+        source.write_text(rtlil.convert(top, ports=top.ports, platform="formal"))
+        run([sys.executable, SCRIPTS / "lower.py", source, folder])
+        properties = json.loads((folder / "properties.json").read_text())
+        yield Lowered(type(spec).__name__, folder, properties["assert"], properties["cover"])
 
 
-def prove(lowered: Lowered, *, seconds: int = 60) -> None:
-    """Prove every assertion for all time.
+def prove(lowered: Lowered, *, only: str = "", seconds: int = 60) -> None:
+    """Prove every assertion whose name contains ``only`` for all time.
 
     Raises
     ------
     Counterexample
         One does not hold.
     FormalError
-        There was no answer in time, or there is nothing to prove.
+        There was no answer within ``seconds`` for each, or there is nothing to prove.
     """
-    if not lowered.asserts:
-        raise FormalError("the spec has no assertion")
+    numbers = _select(lowered, only)
     reduced = lowered.file("reduced.aig")
-    source = lowered.file("assert.aig")
-    abc(f"read_aiger {source}; strash; scorr; dc2; scorr; write_aiger {reduced}")
-    latches, outputs = aiger_outputs(reduced)
-    if len(outputs) != len(lowered.asserts):
-        raise FormalError("the sweep lost properties")
-    if all(literal == 0 for literal in outputs):
-        return  # the sweep itself proved them, by induction
-    if latches == 0 or 1 in outputs:
-        raise Counterexample(_search(lowered, "assert", lowered.asserts, depth=2, seconds=seconds))
-    log = abc(f"read_aiger {reduced}; pdr -T {seconds}", seconds=seconds + 30)
+    literals = _sweep(f"read_aiger {lowered.file('assert.aig')}", reduced)
+    unanswered = [
+        lowered.asserts[number]
+        for number in numbers
+        if literals[number] and not _decide(lowered, reduced, number, seconds=seconds)
+    ]
+    if unanswered:
+        raise FormalError(f"neither proved nor refuted: {'; '.join(unanswered)}")
+
+
+def _select(lowered: Lowered, only: str) -> list[int]:
+    """Numbers of the assertions whose name contains ``only``."""
+    numbers = [number for number, name in enumerate(lowered.asserts) if only in name]
+    if not numbers:
+        raise FormalError(f"the spec has no assertion with {only!r} in its name")
+    return numbers
+
+
+def _sweep(read: str, target: Path) -> list[int]:
+    """Reduce a network by induction; returns its outputs, of which 0 is proved and 1 refuted."""
+    abc(f"{read}; strash; scorr; dc2; scorr; write_aiger {target}", seconds=300)
+    return aiger_outputs(target)[1]
+
+
+def _decide(lowered: Lowered, reduced: Path, number: int, *, seconds: int) -> bool:
+    """Is assertion ``number`` proved? False if there is no answer in time."""
+    selected, swept = lowered.file("selected.aig"), lowered.file("swept.aig")
+    select_outputs(reduced, selected, [number])
+    (literal,) = _sweep(f"read_aiger {selected}", swept)
+    if literal == 0:
+        return True
+    log = abc(f"read_aiger {swept}; pdr -T {seconds}", seconds=seconds + 60)
     if "Property proved" in log:
-        return
-    if match := re.search(r"Output (\d+) of miter .* was asserted in frame (\d+)", log):
-        raise Counterexample({lowered.asserts[int(match[1])]: int(match[2])})
-    raise FormalError(f"pdr gave no answer in {seconds} s:\n{log[-2000:]}")
+        return True
+    if match := re.search(r"was asserted in frame +(\d+)", log):
+        frame = int(match[1])
+        waveform = _replay(lowered, number, frame)
+        raise Counterexample({lowered.asserts[number]: frame}, waveform)
+    if "UNDECIDED" not in log:
+        raise FormalError(f"pdr did not answer:\n{log[-1500:]}")
+    return False
 
 
-def refute(lowered: Lowered, *, depth: int, seconds: int = 60) -> dict[str, int]:
-    """Assertions that fail within ``depth`` cycles after reset, with the first such cycle."""
-    return _search(lowered, "assert", lowered.asserts, depth=depth, seconds=seconds)
+def _replay(lowered: Lowered, number: int, frame: int) -> Path:
+    """Write the waveform of a counterexample; returns its path."""
+    selected, witness = lowered.file("selected.aig"), lowered.file("witness.aiw")
+    select_outputs(lowered.file("assert.aig"), selected, [number])
+    log = abc(f"read_aiger {selected}; strash; bmc3 -F {frame + 1}; write_cex -a {witness}")
+    if not witness.exists():
+        raise FormalError(f"the counterexample is not found again:\n{log[-1500:]}")
+    waveform = BUILD / f"{lowered.name}.vcd"
+    waveform.parent.mkdir(parents=True, exist_ok=True)
+    run([sys.executable, SCRIPTS / "replay.py", lowered.folder, witness, waveform])
+    return waveform
+
+
+def hold(lowered: Lowered, *, depth: int, only: str = "", seconds: int = 60) -> None:
+    """Check that no assertion whose name contains ``only`` fails within ``depth`` cycles.
+
+    Raises
+    ------
+    Counterexample
+        One does.
+    FormalError
+        Not all cycles were searched in time, or there is nothing to search for.
+    """
+    numbers = _select(lowered, only)
+    source = lowered.file("held.aig")
+    select_outputs(lowered.file("assert.aig"), source, numbers)
+    log = abc(f"read_aiger {source}; strash; bmc3 -F {depth} -T {seconds}", seconds=seconds + 60)
+    if match := re.search(r"Output (\d+) .*?asserted in frame +(\d+)", log):
+        number, frame = numbers[int(match[1])], int(match[2])
+        waveform = _replay(lowered, number, frame)
+        raise Counterexample({lowered.asserts[number]: frame}, waveform)
+    if f"No output asserted in {depth} frames" not in log:
+        raise FormalError(f"not searched to the end:\n{log[-1500:]}")
 
 
 def cover(lowered: Lowered, *, depth: int, seconds: int = 60) -> dict[str, int]:
@@ -133,30 +199,22 @@ def cover(lowered: Lowered, *, depth: int, seconds: int = 60) -> dict[str, int]:
     """
     if not lowered.covers:
         raise FormalError("the spec has no cover")
-    reached = _search(lowered, "cover", lowered.covers, depth=depth, seconds=seconds)
+    source = lowered.file("cover.aig")
+    log = abc(f"read_aiger {source}; strash; bmc3 -a -F {depth} -T {seconds}", seconds=seconds + 60)
+    reached = {
+        lowered.covers[int(output)]: int(frame)
+        for output, frame in re.findall(r"Output (\d+) .*?asserted in frame +(\d+)", log)
+    }
     if missing := [name for name in lowered.covers if name not in reached]:
         raise FormalError(f"not reached within {depth} cycles: {', '.join(missing)}")
     return reached
-
-
-def _search(
-    lowered: Lowered, flavor: str, names: list[str], *, depth: int, seconds: int
-) -> dict[str, int]:
-    log = abc(
-        f"read_aiger {lowered.file(flavor + '.aig')}; strash; bmc3 -a -F {depth} -T {seconds}",
-        seconds=seconds + 30,
-    )
-    return {
-        names[int(output)]: int(frame)
-        for output, frame in re.findall(r"Output (\d+) .*?asserted in frame +(\d+)", log)
-    }
 
 
 def abc(commands: str, *, seconds: float = 120) -> str:
     """Run commands of ABC; returns what it prints."""
     log = run([ABC, "-q", commands], seconds=seconds)
     if match := re.search(r"^.*(?:error|cannot|failed).*$", log, re.IGNORECASE | re.MULTILINE):
-        raise FormalError(f"abc: {match[0]}")
+        raise FormalError(f"abc: {match[0]}\n{log[-800:]}")
     return log
 
 
@@ -185,3 +243,15 @@ def aiger_outputs(path: Path) -> tuple[int, list[int]]:
         for _ in range(int(latches)):
             file.readline()
         return int(latches), [int(file.readline()) for _ in range(int(outputs))]
+
+
+def select_outputs(source: Path, target: Path, numbers: list[int]) -> None:
+    """Write the network of ``source`` with nothing but these outputs, in this order."""
+    with source.open("rb") as file:
+        kind, top, inputs, latches, outputs, gates = file.readline().split()[:6]
+        state = [file.readline() for _ in range(int(latches))]
+        literals = [file.readline() for _ in range(int(outputs))]
+        rest = file.read()
+    header = b" ".join((kind, top, inputs, latches, b"%d" % len(numbers), gates)) + b"\n"
+    # Names of outputs, at the end, are dropped with everything else that is no gate.
+    target.write_bytes(b"".join((header, *state, *(literals[n] for n in numbers), rest)))

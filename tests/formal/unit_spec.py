@@ -11,8 +11,7 @@ class UnitSpec(wiring.Component):
 
     The unit's outputs are asserted to obey them as long as its inputs do. The rules are also those
     of the channels of AXI4. A subclass adds assumptions, assertions and covers in
-    :meth:`specify`; by default each output stream, and channel, is covered to transfer something,
-    twice in a row.
+    :meth:`specify`; by default each output stream, and channel, is covered to transfer twice.
 
     Parameters
     ----------
@@ -32,11 +31,11 @@ class UnitSpec(wiring.Component):
             statement = Assert if flow == wiring.Out else Assume
             StreamMonitor.watch(m, interface, f"{name}_rules", statement=statement)
             if flow == wiring.Out:
+                transfer = interface.valid & interface.ready
                 transferred = Signal(name=f"{name}_transferred")
-                m.d.sync += transferred.eq(interface.valid & interface.ready)
-                m.d.comb += Cover(
-                    transferred & interface.valid & interface.ready, f"{name} transfers twice"
-                )
+                with m.If(transfer):
+                    m.d.sync += transferred.eq(1)
+                m.d.comb += Cover(transferred & transfer, f"{name} transfers twice")
         self.specify(m)
         return m
 

@@ -136,6 +136,56 @@ class VerdictAhead(Wrapper):
 LEAKS = [LateOnMismatch, ZeroWordsNotWritten, FlagBeforeRelease, VerdictAhead]
 
 
+class SquashMissed(Wrapper):
+    """A mispredicted branch is taken for a well predicted one."""
+
+    Unit = SpeculationBarrier
+    replaced = ("resolve",)
+    violated = "a verdict for an access that is squashed"
+
+    def change(self, m: Module) -> None:
+        m.d.comb += [
+            self.unit.resolve.valid.eq(self.resolve.valid),
+            self.unit.resolve.branch.eq(self.resolve.branch),
+        ]
+
+
+class BranchForgotten(Wrapper):
+    """An access does not wait for branch 0."""
+
+    Unit = SpeculationBarrier
+    replaced = ("access",)
+    violated = "a verdict before the branches are resolved"
+
+    def change(self, m: Module) -> None:
+        connect(m, flipped(self.access), self.unit.access)
+        branches = self.access.payload.access.branches
+        m.d.comb += self.unit.access.payload.access.branches.eq(branches & ~1)
+
+
+class VerdictWithdrawn(Wrapper):
+    """A verdict is offered in every second cycle only."""
+
+    Unit = SpeculationBarrier
+    replaced = ("verdict",)
+    violated = "valid fell before the payload was taken"
+
+    def change(self, m: Module) -> None:
+        inside, outside = self.unit.verdict, self.verdict
+        even = Signal()
+        m.d.sync += even.eq(~even)
+        m.d.comb += [
+            outside.valid.eq(inside.valid & even),
+            inside.ready.eq(outside.ready & even),
+        ]
+        with m.If(outside.valid):
+            m.d.comb += outside.payload.eq(inside.payload)
+
+
+FAULTS = [SquashMissed, BranchForgotten, VerdictWithdrawn]
+"""Of the barrier; each violates the assertion that it names."""
+
+
 @contextmanager
 def pipeline_with(variant: type[Wrapper]) -> Iterator[None]:
     """Within the context a ``TagPipeline`` that is elaborated has ``variant`` in its place."""
