@@ -1,0 +1,174 @@
+"""The long random runs: a short one, and what they do with hardware that is wrong."""
+
+import random
+import re
+import shlex
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import islice
+
+import pytest
+import soak
+from amaranth.hdl import Module
+from amaranth.lib import wiring
+from emte.rtl import TagCheck
+from emte.sim import cli, ops
+from emte.sim.ops import Operation, Stream, StreamError
+from emte.sim.traffic import random_stream
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+CONFIGURATIONS = [("small", "oblivious"), ("ecp5", "delay")]
+
+
+@pytest.mark.xdist_group("verilator")
+def test_short_run(seed):
+    command = [sys.executable, "-W", "error", soak.__file__, "--presets", "small"]
+    command += ["--operations", "20000", "--seed", str(seed), "--jobs", "2"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith(f"seed {seed}, 20,000 operations")
+    assert done.stdout.endswith("\nNo difference.\n")
+
+
+def test_cases_follow_from_the_seed():
+    first = list(islice(soak.cases(1, CONFIGURATIONS), 100))
+    assert first == list(islice(soak.cases(1, CONFIGURATIONS), 100))
+    assert len({case.seed for case in [*first, *islice(soak.cases(2, CONFIGURATIONS), 100)]}) == 200
+    assert [(case.preset, case.barrier) for case in first] == CONFIGURATIONS * 50
+    assert {case.pauses == 0 for case in first} == {False, True}
+    assert len({case.latency for case in first}) > 1
+    assert list(first[0].stream()) == list(first[0].stream())
+
+
+# ---- What a failure needs ------------------------------------------------------------------------
+
+
+@settings(max_examples=50)
+@given(rng=st.randoms(use_true_random=False))
+def test_any_selection_is_closed(rng):
+    whole = list(random_stream(rng.randrange(1 << 32), 100))
+    selection = [operation for operation in whole if rng.randrange(3)]
+    part = Stream("selection", soak.closed(selection))
+    assert [operation.line for operation in part] == list(range(1, len(part) + 1))
+    try:
+        ops.check(part)
+    except StreamError as error:
+        # What a branch squashed may now stay unresolved for longer.
+        if not re.search("the unresolved access of line|would be unresolved", str(error)):
+            raise
+
+
+def test_closed_keeps_a_whole_stream(seed):
+    whole = list(random_stream(seed, 300))
+    assert soak.closed(whole) == whole
+
+
+def test_shrink_leaves_what_is_needed(seed):
+    rng = random.Random(seed)
+    needed = [Operation("load", address=16 * n, size=1, branches=(5,)) for n in range(2)]
+    operations = [
+        Operation("branch", id=5),
+        *(Operation("gmi", address=n, mask=0) for n in range(1000)),
+        Operation("resolve", id=5),
+    ]
+    for operation in needed:
+        operations.insert(rng.randrange(1, 1000), operation)
+
+    def fails(stream: Stream) -> bool:
+        addresses = {operation.address for operation in stream if operation.branches}
+        return addresses == {0, 16}
+
+    shortest = soak.shrink(Stream("long", operations), fails, 600)
+    assert [operation.op for operation in shortest] == ["branch", "load", "load", "resolve"]
+    ops.check(shortest)
+
+
+def test_shrink_gives_up_in_time():
+    calls = []
+    operations = [Operation("gmi", address=n, mask=0) for n in range(1000)]
+    stream = soak.shrink(Stream("long", operations), calls.append, 7)
+    assert len(calls) == 7
+    assert len(stream) == 1000
+
+
+# ---- Hardware that is wrong ----------------------------------------------------------------------
+
+
+class Lenient(TagCheck):
+    """Compares nothing."""
+
+    def elaborate(self, platform) -> Module:
+        m = Module()
+        m.submodules.healthy = healthy = TagCheck(self.config)
+        wiring.connect(m, wiring.flipped(self.o), healthy.o)
+        m.d.comb += [
+            healthy.i.payload.eq(self.i.payload),
+            healthy.i.payload.probe.mask.eq(0),
+            healthy.i.valid.eq(self.i.valid),
+            self.i.ready.eq(healthy.i.ready),
+        ]
+        return m
+
+
+class Babbler(TagCheck):
+    """Has outcomes of accesses that nobody sent."""
+
+    def elaborate(self, platform) -> Module:
+        m = Module()
+        m.d.comb += self.o.valid.eq(1)
+        return m
+
+
+def shortened(seed: int, _: int, *, count: int, held: int) -> Stream:
+    return random_stream(seed, count, held=held)
+
+
+@pytest.mark.parametrize(
+    ("mutant", "failure"),
+    [
+        (
+            Lenient,
+            r"random stream \d+:\d+: the hardware says {'outcome': 'pass'}, the golden model",
+        ),
+        (Babbler, r"the hardware broke a rule: random stream \d+:\d+: an outcome came back"),
+    ],
+)
+def test_failure_is_found_and_shrunk(mutant, failure, monkeypatch, tmp_path, capsys):
+    # Threads, since another process would not have the mutant.
+    monkeypatch.setattr("emte.rtl.pipeline.TagCheck", mutant)
+    monkeypatch.setattr(soak, "ProcessPoolExecutor", lambda jobs, **_: ThreadPoolExecutor(jobs))
+    # The Amaranth simulator is slow, and a case may have 30,000 operations.
+    monkeypatch.setattr(soak, "random_stream", partial(shortened, count=100))
+    arguments = ["--engine", "pysim", "--presets", "small", "--jobs", "1", "--out", str(tmp_path)]
+    assert soak.main([*arguments, "--operations", "1000000", "--attempts", "6"]) == 1
+    printed = capsys.readouterr().out
+    assert re.search(rf"^FAILED: {failure}", printed, re.MULTILINE)
+
+    (path,) = tmp_path.iterdir()
+    assert 1 <= len(ops.read(path)) < 100
+    command = shlex.split(printed.partition("to see it: ")[2])
+    assert command[:3] == ["emte", "run", str(path)]
+    assert cli.main(command[1:]) == 1
+    assert capsys.readouterr().err
+
+
+def test_what_never_occurred_is_no_success(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(soak, "ProcessPoolExecutor", lambda jobs, **_: ThreadPoolExecutor(jobs))
+    monkeypatch.setattr(soak, "random_stream", lambda *_, **__: Stream("idle", IDLE))
+    assert soak.main(["--engine", "pysim", "--operations", "1", "--jobs", "1"]) == 1
+    assert "FAILED: never met: alignment_fault, async, " in capsys.readouterr().out
+
+
+IDLE = [Operation("load", address=0, size=1, line=1)]
+
+
+def test_a_broken_case_is_named(monkeypatch):
+    case = next(soak.cases(1, CONFIGURATIONS))
+    stream = Stream("open", [Operation("branch", id=0, line=1)])
+    monkeypatch.setattr(soak, "random_stream", lambda *_, **__: stream)
+    with pytest.raises(StreamError) as refusal:
+        soak.perform(case)
+    assert refusal.value.__notes__ == [f"in {case}"]
