@@ -24,7 +24,7 @@ NONE      = $(error no suitable Python among "$(or $(PYTHON),$(PYTHONS))": emte 
             or newer with venv and pip (Debian and Ubuntu: package python3-venv); \
             name one with make PYTHON=/path/to/python3)
 
-.PHONY: help setup demo test soak verilog fpga fpga-report docs lint types clean
+.PHONY: help setup demo test soak bench verilog fpga fpga-report docs lint types clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -39,6 +39,9 @@ test: $(FULL)  ## unit, system, formal and cocotb tests
 
 soak: $(FULL)  ## 10 million random operations, the hardware against the golden model
 	$(BIN)/python tests/soak.py $(ARGS)
+
+bench: $(FULL)  ## speed of the golden model and of the engines, also as build/bench.json
+	$(BIN)/python tests/bench.py $(ARGS)
 
 verilog: $(CORE)  ## TagPipeline as one file, build/tag_pipeline.v
 	$(BIN)/python -m emte.rtl --preset default --out build/tag_pipeline.v $(ARGS)

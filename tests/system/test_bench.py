@@ -1,0 +1,47 @@
+"""The measurement of speed: that it measures, not how fast anything is."""
+
+import json
+import time
+
+import bench
+import pytest
+from emte.sim import engines, ops
+
+
+@pytest.mark.xdist_group("verilator")
+@pytest.mark.parametrize(("target", "code", "word"), [(1, 0, "above"), (10**12, 1, "BELOW")])
+def test_small_run(target, code, word, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(bench, "_SLOW", 50)
+    monkeypatch.setattr(bench, "_RANDOM", 200)
+    monkeypatch.setattr(bench, "PRESETS", {name: bench.PRESETS[name] for name in ("default",)})
+    path = tmp_path / "new" / "bench.json"
+    arguments = ["--programs", "sort", "--operations", "3000", "--runs", "3", "--out", str(path)]
+    assert bench.main([*arguments, "--target", str(target)]) == code
+    *_, last = capsys.readouterr().out.splitlines()
+    assert f"{word} the target of {target:,}" in last
+
+    record = json.loads(path.read_text())
+    assert record["machine"]["cores"] >= 1
+    figures = {(figure["engine"], figure["stream"]): figure for figure in record["figures"]}
+    assert figures["model", "sort"]["operations"] == 3000
+    assert figures["model", "sort"]["cycles"] is None
+    stream = ops.read(bench.TRACES / "sort.npz").head(3000)
+    expected = engines.run(stream, engine="verilator").statistics
+    assert figures["verilator default", "sort"]["cycles"] == expected.cycles
+    assert ("pysim default", "sort") in figures
+    assert all(figure["cpu_rate"] > 0 < figure["wall_rate"] for figure in figures.values())
+
+
+def test_median_of_the_runs(monkeypatch):
+    stream = ops.read(bench.TRACES / "bug_uaf.npz")
+    samples = iter([(2.0, 4.0), (1.0, 100.0), (50.0, 5.0)])
+    monkeypatch.setattr(bench, "timed", lambda perform: next(samples))
+    figure = bench.measure("model", stream, 3)
+    assert figure.cpu_rate == len(stream) / 2
+    assert figure.wall_rate == len(stream) / 5
+
+
+def test_timed_tells_work_from_waiting():
+    cpu, wall = bench.timed(lambda: time.sleep(0.2))
+    assert wall >= 0.2
+    assert cpu < 0.1
