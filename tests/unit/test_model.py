@@ -2,10 +2,11 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from emte.sim.model import Model, choose_non_excluded_tag, draw_tag, random_tag, run
+from emte.sim.model import Model, choose_non_excluded_tag, draw_tag, half, random_tag, run
 from emte.sim.ops import STORAGE_BASE, Operation, Regime, StreamError
 from hypothesis import given
 from hypothesis import strategies as st
@@ -128,6 +129,28 @@ def test_lfsr_period_is_maximal():
         seeds.append(random_tag(seeds[-1])[1])
     assert seeds[-1] == 1
     assert set(seeds) == set(range(1, 0x10000))
+
+
+@pytest.mark.parametrize("exclude", [0x0000, 0x0001, 0x8001, 0xAAAB])
+def test_irg_over_the_whole_period(exclude):
+    """Each seed but 0 comes up once, and each offset 4096 times, but for 0, which seed 0 lacks."""
+    machine = Machine()
+    machine.do("gcr", exclude=exclude)
+    allowed = [tag for tag in range(16) if not exclude >> tag & 1]
+    machine.do("rgsr", tag=allowed[-1], seed=0xACE1)
+    seeds, chosen = set(), [allowed[-1]]
+    for _ in range(65535):
+        rgsr = machine.do("irg", address=0)["rgsr"]
+        seeds.add(rgsr["seed"])
+        chosen.append(rgsr["tag"])
+    assert rgsr["seed"] == "0xace1"
+    assert len(seeds) == 65535
+    assert set(chosen) == set(allowed)
+    # A tag repeats if the offset leads once or twice around the allowed ones, or nowhere.
+    around = len(range(0, 16, len(allowed)))
+    assert sum(tag == after for tag, after in pairwise(chosen)) == 4096 * around - 1
+    mean = 65535 / len(allowed)
+    assert all(abs(chosen[1:].count(tag) - mean) < 0.05 * mean for tag in allowed)
 
 
 def test_lfsr_leaves_the_upper_seed():
@@ -1098,6 +1121,48 @@ def test_unchecked_access_passes_and_leaves_no_trace(machine, access, reason):
     outcome = machine.do(**access, **{reason: 1})
     assert outcome["outcome"] in ("pass", "translation_fault")
     assert machine.tfsr == {"el0": [0, 0], "el1": [0, 0]}
+
+
+@given(
+    regimes,
+    accesses(),
+    st.sampled_from(["tagged", "untagged"]),
+    st.sampled_from(["form", "tco", "tbi and mtx", "tcma", "ata", "store-only", "tcf"]),
+)
+def test_any_reason_alone_makes_an_access_unchecked(regime, access, memory, reason):
+    """Whatever else the regime says; tags are then of no matter, and nothing shows afterwards."""
+    match reason:
+        case "form":
+            access["exempt"] = 1
+        case "tco":
+            access["tco"] = 1
+        case "tbi and mtx":
+            regime = replace(regime, tbi=(0, 0), mtx=(0, 0))
+        case "tcma":
+            regime = replace(regime, tcma=(1, 1))
+            access["address"] = tagged(access["address"], 0xF * half(access["address"]))
+        case "ata":
+            regime = replace(regime, ata=(0, 0))
+        case "store-only":
+            regime = replace(regime, tcso=(1, 1))
+            access["op"] = "load"
+        case "tcf":
+            regime = replace(regime, tcf=("none", "none"))
+
+    def machine(tag):
+        machine = Machine()
+        machine.tags(*[tag] * 12, address=BASE + 0xFA0)
+        machine.do("map", address=BASE + 0x1000, bytes=0x1000, memory=memory)
+        machine.do("regime", regime=regime)
+        return machine
+
+    outcomes = []
+    for tag in (0, 4, 5):
+        quiet, accessed = machine(tag), machine(tag)
+        outcomes.append(accessed.do(**access))
+        assert state(accessed) == state(quiet)
+    assert outcomes[0]["outcome"] in ("pass", "translation_fault")
+    assert outcomes == outcomes[:1] * 3
 
 
 @given(
