@@ -14,6 +14,7 @@ import json
 import os
 import re
 import stat
+import sys
 import zipfile
 import zlib
 from collections import Counter
@@ -627,7 +628,10 @@ def _read_columns(path: str) -> Stream:
                     if name not in _DTYPES:
                         message = f"unknown column{_near(name, _DTYPES)}"
                         raise StreamError(message, path=path, field=_name(name))
-                    columns[name] = archive[name]
+                    column = archive[name]
+                    if not isinstance(column, np.ndarray):  # bytes that are no .npy file
+                        raise StreamError("is no array", path=path, field=name)
+                    columns[name] = column
         except StreamError:
             raise
         except Exception as error:  # zipfile, zlib and numpy have a dozen kinds for damaged files
@@ -660,6 +664,13 @@ def _validate_columns(path: str, columns: Mapping[str, np.ndarray]) -> list[Regi
             raise wrong(name, f"must be an array of {' or '.join(dtypes)}, not of {dtype}")
         if array.ndim != 1:
             raise wrong(name, f"must have one dimension, not {array.ndim}")
+        if dtype == "U":
+            # numpy makes strings of any 32-bit numbers, and Python then trips over them.
+            codes = np.frombuffer(
+                array.tobytes(), np.dtype("u4").newbyteorder(array.dtype.byteorder)
+            )
+            if (codes > sys.maxunicode).any():
+                raise wrong(name, "holds what is no text")
         if name not in _TABLES and len(array) != len(columns["op"]):
             raise wrong(name, f"has {len(array)} rows, but op has {len(columns['op'])}")
     if ("pc_index" in columns) != ("pcs" in columns):

@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import re
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -573,6 +574,23 @@ def test_wrong_row_is_named():
 def test_pickled_columns_are_refused():
     path = write_columns(address=np.array([{}] * 6, dtype=object))
     assert error(ops.read, path).startswith("s.npz: damaged .npz file: Object arrays cannot")
+
+
+def test_member_that_is_no_array():
+    path = write_columns()
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, b"nonsense" if name == "tag.npy" else data)
+    assert error(ops.read, path) == "s.npz: tag: is no array"
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_strings_that_are_no_text(order):
+    numbers = np.array([0x6C, 0x11_0000], f"{order}u4")
+    path = write_columns(op_names=numbers.view(f"{order}U1"))
+    assert error(ops.read, path) == "s.npz: op_names: holds what is no text"
 
 
 def test_not_an_npz():
