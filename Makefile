@@ -6,6 +6,7 @@
 ARGS  ?=
 BOARD ?= ulx3s-85f
 JOBS  ?= 2
+SECONDS ?= 60
 
 # What the caller's shell sets for other Pythons must not reach this one.
 unexport PYTHONPATH PYTHONHOME PYTHONSTARTUP PYTHONOPTIMIZE PYTHONWARNINGS
@@ -24,7 +25,7 @@ NONE      = $(error no suitable Python among "$(or $(PYTHON),$(PYTHONS))": emte 
             or newer with venv and pip (Debian and Ubuntu: package python3-venv); \
             name one with make PYTHON=/path/to/python3)
 
-.PHONY: help setup demo test soak bench verilog fpga fpga-report docs lint types clean
+.PHONY: help setup demo test soak bench fuzz verilog fpga fpga-report docs lint types clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -42,6 +43,9 @@ soak: $(FULL)  ## 10 million random operations, the hardware against the golden 
 
 bench: $(FULL)  ## speed of the golden model and of the engines, also as build/bench.json
 	$(BIN)/python tests/bench.py $(ARGS)
+
+fuzz: $(FULL)  ## the reader of operation streams with damaged files, for SECONDS (default: 60)
+	$(BIN)/python tests/fuzz/fuzz_ops.py --seconds $(SECONDS) $(ARGS)
 
 verilog: $(CORE)  ## TagPipeline as one file, build/tag_pipeline.v
 	$(BIN)/python -m emte.rtl --preset default --out build/tag_pipeline.v $(ARGS)
