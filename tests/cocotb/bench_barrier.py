@@ -10,7 +10,7 @@ from collections import deque
 from dataclasses import dataclass
 
 import cocotb
-from bench import Bench, Pauses, Payload, Resolution, Resolve, Sink, Source, argument
+from bench_base import Bench, Pauses, Payload, Resolution, Resolve, Sink, Source, argument
 from cocotb.handle import HierarchyObject
 from cocotb.triggers import ClockCycles
 from emte.rtl.layouts import (

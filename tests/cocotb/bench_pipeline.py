@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import cocotb
 import numpy as np
 from amaranth.lib import data, wiring
-from bench import Bench, Input, Pauses, Resolution, Resolve, Sink, Source, TagStorage, argument
+from bench_base import Bench, Input, Pauses, Resolution, Resolve, Sink, Source, TagStorage, argument
 from cocotb.handle import HierarchyObject
 from emte.rtl.layouts import Outcome, access_layout, generate_signature, verdict_layout
 from emte.sim.core import Program

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 
 import cocotb
-from bench import Bench, Pauses, Payload, Sink, Source, TagStorage, argument
+from bench_base import Bench, Pauses, Payload, Sink, Source, TagStorage, argument
 from cocotb.handle import HierarchyObject
 from emte.rtl.layouts import ProbeKind, probe_layout, tag_word_layout
 from tops import TOPS
