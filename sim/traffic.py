@@ -3,6 +3,10 @@
 They touch few pages, among them pages that compete for the same set of the cache, pages without
 tags or without memory next to tagged ones, tag storage itself, and memory that it does not cover.
 Most pointers carry the right tag, many do not.
+
+:class:`Traffic` draws every field by itself, as programs may. :class:`DirectedTraffic` draws what
+an access is to meet first, and then the fields and the regime that make it so: it comes to rare
+combinations much sooner.
 """
 
 from __future__ import annotations
@@ -10,9 +14,9 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from .ops import PA_MASK, STORAGE_BASE, TAG_STORES, Operation, Regime, Stream
+from .ops import ACCESSES, PA_MASK, STORAGE_BASE, TAG_STORES, Operation, Regime, Stream
 
-__all__ = ["Traffic", "random_stream"]
+__all__ = ["DirectedTraffic", "Traffic", "directed_stream", "random_stream"]
 
 _PAGE = 4096
 _GRANULE = 16
@@ -32,6 +36,12 @@ def random_stream(seed: int, count: int, *, held: int = 16) -> Stream:
     """
     operations = Traffic(random.Random(seed), held=held).operations(count)
     return Stream(f"random stream {seed}", operations)
+
+
+def directed_stream(seed: int, count: int, *, held: int = 16) -> Stream:
+    """As :func:`random_stream`, but of :class:`DirectedTraffic`; ``count`` is of accesses."""
+    operations = DirectedTraffic(random.Random(seed), held=held).operations(count)
+    return Stream(f"directed stream {seed}", operations)
 
 
 class Traffic:
@@ -56,6 +66,7 @@ class Traffic:
             **dict.fromkeys([*near, *far], "tagged"),
             near[4]: "untagged",
             near[6]: "none",
+            far[-1]: "no_tag_access",
         }
         self._pages = [*self._kinds, STORAGE_BASE, STORAGE_BASE + (self._base >> 5) & -_PAGE]
         self._page = self._base
@@ -65,22 +76,27 @@ class Traffic:
 
     def operations(self, count: int) -> list[Operation]:
         """The memory map, ``count`` operations, and what resolves the last branches."""
-        operations = [
-            Operation("map", address=page, bytes=_PAGE, memory=kind)
-            for page, kind in self._kinds.items()
-        ]
+        operations = self._begin()
         for _ in range(count):
-            operation = self._next()
-            if operation is not None:
-                operations.append(operation)
+            operations += self._draw()
         while self._open:
             operations.append(self._resolve())
         for line, operation in enumerate(operations, 1):
             operation.line = line
         return operations
 
+    def _begin(self) -> list[Operation]:
+        return [
+            Operation("map", address=page, bytes=_PAGE, memory=kind)
+            for page, kind in self._kinds.items()
+        ]
+
+    def _draw(self) -> list[Operation]:
+        """One operation; none if what was drawn would break a rule now."""
+        operation = self._next()
+        return [] if operation is None else [operation]
+
     def _next(self) -> Operation | None:
-        """One operation; None if what was drawn would break a rule now."""
         drawers: list[tuple[int, Callable[[], Operation | None]]] = [
             (50, self._access),
             (6, self._ldg),
@@ -149,6 +165,11 @@ class Traffic:
         self._unresolved.append((branches, pages, 1 + crossing))
         return tuple(sorted(branches))
 
+    def _is_looked_at(self, first: int, last: int) -> bool:
+        """Does an unresolved access look at the pages of two addresses?"""
+        looked_at: set[int] = set().union(*(pages for _, pages, _ in self._unresolved))
+        return bool(looked_at & {first // _PAGE, last // _PAGE % (1 << 40)})
+
     def _access(self) -> Operation | None:
         rng = self._rng
         op = rng.choice(["load", "load", "store", "store", "atomic", "dc_zva"])
@@ -193,24 +214,28 @@ class Traffic:
             address = first = self._address(1 if rng.randrange(16) == 0 else _GRANULE)
             size = 2 * _GRANULE if op in ("st2g", "stz2g") else _GRANULE
         last = first + size - 1
-        looked_at = set().union(*(pages for _, pages, _ in self._unresolved))
-        if looked_at & {first // _PAGE, last // _PAGE % (1 << 40)}:
+        if self._is_looked_at(first, last):
             return None
         pointer = self._pointer(address)
         operation = Operation(op, address=pointer, el=self._level())
-        tag = rng.randrange(16)
-        if op in ("stgp", "dc_gva", "dc_gzva"):
-            tag = pointer >> 56 & 0xF
         if op in ("stgm", "stzgm"):
             operation.el = int(rng.randrange(8) != 0)
         if op == "stgm":
             operation.tags = rng.randrange(1 << 64)
         elif op not in ("dc_gva", "dc_gzva"):
-            operation.tag = tag
-        for granule in range(first // _GRANULE, last // _GRANULE + 1):
-            own = operation.tags >> 4 * (granule % 16) & 0xF if op == "stgm" else tag
-            self._tags[granule] = own
+            operation.tag = rng.randrange(16)
+        self._note_tags(operation, first, last)
         return operation
+
+    def _note_tags(self, operation: Operation, first: int, last: int) -> None:
+        """A tag store writes the granules from one address to another."""
+        assert operation.address is not None
+        tag = operation.tag
+        if operation.op in ("stgp", "dc_gva", "dc_gzva"):
+            tag = operation.address >> 56 & 0xF
+        for granule in range(first // _GRANULE, last // _GRANULE + 1):
+            own = operation.tags >> 4 * (granule % 16) & 0xF if operation.op == "stgm" else tag
+            self._tags[granule] = own
 
     def _maintain(self) -> Operation:
         rng = self._rng
@@ -223,7 +248,8 @@ class Traffic:
     def _choose_tag(self) -> Operation:
         rng = self._rng
         op = rng.choice(["irg", "irg", "addg", "subg", "gmi", "gcr", "rgsr"])
-        exclude = rng.choice([0, 0x8001, 0xFFFF, rng.randrange(1 << 16)])
+        all_but_one = 0xFFFF ^ 1 << rng.randrange(16)
+        exclude = rng.choice([0, 0x8001, 0xFFFF, all_but_one, rng.randrange(1 << 16)])
         if op == "gcr":
             return Operation("gcr", exclude=exclude, rrnd=rng.randrange(2))
         if op == "rgsr":
@@ -238,7 +264,7 @@ class Traffic:
             operation.entropy = rng.randrange(1 << 32)
         else:
             operation.offset = 16 * rng.randrange(64)
-            operation.tag_offset = rng.randrange(16)
+            operation.tag_offset = rng.choice([0, 1, rng.randrange(16)])
         return operation
 
     # State
@@ -268,7 +294,7 @@ class Traffic:
     def _set_map(self) -> Operation:
         rng = self._rng
         page = rng.choice(self._pages) % (1 << 52)
-        kind = rng.choice(["tagged", "tagged", "tagged", "tagged", "untagged", "none"])
+        kind = rng.choice([*4 * ["tagged"], "untagged", "none", "no_tag_access"])
         return Operation("map", address=page, bytes=_PAGE, memory=kind)
 
     def _set_storage(self) -> Operation:
@@ -306,3 +332,190 @@ class Traffic:
             remaining.append((branches - {branch}, pages, entries))
         self._unresolved = remaining
         return Operation("resolve", id=branch, mispredicted=mispredicted)
+
+
+class DirectedTraffic(Traffic):
+    """Draws for each access a regime, a place and a pointer that fit what it is to meet.
+
+    The storage map covers 512 pages and never changes: there is tagged memory behind it, and its
+    carve-out is mapped in every way. Pages of all kinds lie side by side.
+    """
+
+    _PAGES = 512
+    """In the storage map."""
+
+    def __init__(self, rng: random.Random, *, held: int = 16) -> None:
+        super().__init__(rng, held=held)
+        base, end = self._base, self._base + self._PAGES * _PAGE
+        tagged = [*(base + _PAGE * n for n in range(4)), *(base + _SETS * n for n in range(1, 6))]
+        untagged = [base + _PAGE * n for n in (4, 6)]
+        kept_back = [base + _PAGE * n for n in (5, 7)]
+        storage = STORAGE_BASE + (base >> 5)  # where the tags of these pages lie anyway
+        carve_out = [storage + _PAGE * n for n in range(5)]
+        outside = [end, end + _PAGE]
+        self._kinds = {
+            **dict.fromkeys([*tagged, *outside, carve_out[1], carve_out[2]], "tagged"),
+            **dict.fromkeys([*untagged, storage - _PAGE, carve_out[0]], "untagged"),
+            **dict.fromkeys([*kept_back, carve_out[3], carve_out[4]], "no_tag_access"),
+        }
+        self._places = [
+            (11, tagged),
+            (3, untagged),
+            (2, kept_back),
+            (2, carve_out),
+            (1, outside),
+        ]
+        self._kinds[end - _PAGE] = "tagged"
+        self._pages = [*self._kinds]
+        self._edges = [*3 * tagged[:4], *untagged, *kept_back, end - _PAGE, end]
+        self._edges += [storage - _PAGE, *carve_out[:2]]
+        """Pages with something of interest behind them."""
+
+    def _begin(self) -> list[Operation]:
+        size = self._PAGES * _PAGE
+        base = STORAGE_BASE + (self._base >> 5)
+        storage = Operation("storage", address=self._base, bytes=size, base=base)
+        return [storage, *super()._begin()]
+
+    def _draw(self) -> list[Operation]:
+        rng = self._rng
+        op = rng.choice([*4 * ACCESSES, *4 * ["dc_zva"], *2 * ["ldg", "ldgm"], *TAG_STORES])
+        half = rng.randrange(2)
+        el = 1 if op in ("ldgm", "stgm", "stzgm") else rng.randrange(2)
+        drawn: list[Operation | None] = []
+        if rng.randrange(3) == 0:
+            drawn.append(self._resolve() if self._open and rng.randrange(2) else self._branch())
+        if rng.randrange(8):
+            drawn.append(self._direct_regime(half, el))
+        match rng.randrange(16):
+            case 0:
+                drawn.append(self._maintain())
+            case 1:
+                drawn.append(self._choose_tag())
+            case _:
+                drawn.append(self._direct_access(op, half, el))
+        if self._unresolved and rng.randrange(4) == 0:
+            drawn.append(self._resolve())
+        return [operation for operation in drawn if operation is not None]
+
+    def _direct_regime(self, half: int, el: int) -> Operation:
+        """For a half and a level every check is on, or one of them is off; or all is random."""
+        rng = self._rng
+        tbi, mtx, tcma, ata, tcso = ([rng.randrange(2), rng.randrange(2)] for _ in range(5))
+        tcf = [rng.choice(["none", "sync", "async", "asym"]) for _ in range(2)]
+        off = rng.choice([*8 * ["nothing"], "pointer", "ata", "tcso", "tcf", "anything"])
+        if off != "anything":
+            tbi[half], mtx[half] = rng.choice([(0, 1), (1, 0), (1, 1)])
+            if off == "pointer":
+                tbi[half] = mtx[half] = 0
+            tcma[half] = int(rng.randrange(3) == 0)
+            ata[el] = int(off != "ata")
+            tcso[el] = int(off == "tcso" or rng.randrange(4) == 0)
+            tcf[el] = "none" if off == "tcf" else rng.choice(["sync", "async", "asym"])
+        self._regime = Regime(
+            tbi=(tbi[0], tbi[1]),
+            mtx=(mtx[0], mtx[1]),
+            tcma=(tcma[0], tcma[1]),
+            ata=(ata[0], ata[1]),
+            tcso=(tcso[0], tcso[1]),
+            tcf=(tcf[0], tcf[1]),
+            gmid_bs=2 + rng.randrange(5),
+            dczid_bs=2 + rng.randrange(6),
+        )
+        return Operation("regime", regime=self._regime)
+
+    def _direct_access(self, op: str, half: int, el: int) -> Operation | None:
+        rng = self._rng
+        size = self._size_of(op)
+        address = self._place(op, size)
+        blocks = op in _BLOCKS or op == "dc_zva" or op == "ldgm"
+        first = address & (-size if blocks else -_GRANULE)
+        if op in TAG_STORES:
+            if self._is_looked_at(first, first + size - 1):
+                return None
+            branches: tuple[int, ...] | None = ()
+        elif op == "ldgm":
+            branches = ()
+        else:
+            branches = self._depend(address, size if op in ACCESSES else 1)
+        if branches is None:
+            return None
+        pointer = self._direct_pointer(address, first, address + size - 1, half)
+        operation = Operation(op, address=pointer, el=el, branches=branches)
+        exemption = rng.randrange(10)
+        if op in ACCESSES:
+            operation.size = size
+            operation.exempt = int(exemption == 0)
+        if op in ACCESSES or op == "dc_zva":
+            operation.tco = int(exemption == 1)
+        if op == "stgm":
+            operation.tags = rng.choice(
+                [rng.randrange(16) * 0x1111_1111_1111_1111, rng.getrandbits(64)]
+            )
+        elif op in TAG_STORES and op not in ("dc_gva", "dc_gzva"):
+            operation.tag = rng.randrange(16)
+        if op in TAG_STORES and self._regime.ata[el]:
+            self._note_tags(operation, first, first + size - 1)
+        return operation
+
+    def _size_of(self, op: str) -> int:
+        """Bytes of a data access, or what a tag operation is about."""
+        rng = self._rng
+        if op in ACCESSES:
+            return rng.choice(
+                [1, 2, 4, 8, 16, 32, 64, 48, *(3 + rng.randrange(61) for _ in range(2))]
+            )
+        if op in ("ldgm", "stgm"):
+            return 4 << self._regime.gmid_bs
+        if op in _BLOCKS or op == "dc_zva":
+            return 4 << self._regime.dczid_bs
+        return 32 if op in ("st2g", "stz2g") else 16
+
+    def _place(self, op: str, size: int) -> int:
+        """An address: at the edges that matter to an access, and often in the page of before."""
+        rng = self._rng
+        if rng.randrange(3) == 0:
+            weights = [weight for weight, _ in self._places]
+            self._page = rng.choice(rng.choices(self._places, weights)[0][1])
+        few = rng.choice([1, 2, 4, 8, 16, 32, 48, 1 + rng.randrange(63)])
+        edge = rng.choice([few, size - few]) % size if size < 128 else 0
+        offset = rng.choice(
+            [
+                _GRANULE * rng.randrange(_PAGE // _GRANULE),
+                size * rng.randrange(_PAGE // size),
+                rng.randrange(_PAGE),
+                *(_GRANULE * rng.randrange(4, _PAGE // _GRANULE) - edge for _ in range(2)),
+                256 * rng.randrange(1, _PAGE // 256) - edge,
+            ]
+        )
+        if op in _CROSSING and rng.randrange(5) == 0:
+            self._page = rng.choice(self._edges)
+            offset = _PAGE - edge
+        # Behind the middle of a page only large blocks change, so that large accesses may match.
+        if op in TAG_STORES and size < 128 and _PAGE // 2 <= offset < _PAGE - 64:
+            offset -= _PAGE // 2
+        if op not in ACCESSES and (op not in _BY_GRANULE or rng.randrange(8)):
+            offset &= -_GRANULE
+        return self._page + min(offset, _PAGE - 1)
+
+    def _direct_pointer(self, address: int, first: int, last: int, half: int) -> int:
+        """A pointer that translation accepts, and that means something for the tags there."""
+        rng = self._rng
+        canonical = 15 * half
+        right = self._tags.get(first // _GRANULE, 0)
+        behind = self._tags.get(max(first, last & -_PAGE) // _GRANULE, 0)  # of the second part
+        some = self._tags.get(rng.randint(first // _GRANULE, last // _GRANULE), 0)
+        tag = rng.choice([right, right, right, behind, some, canonical, rng.randrange(16)])
+        top = canonical
+        if self._regime.tbi[half]:
+            top = rng.randrange(16)
+        elif not self._regime.mtx[half]:
+            tag = canonical
+        return top << 60 | tag << 56 | half << 55 | rng.randrange(8) << 52 | address
+
+
+_CROSSING = (*ACCESSES, "st2g", "stz2g")
+"""What may cross a page boundary."""
+_BLOCKS = ("stgm", "stzgm", "dc_gva", "dc_gzva")
+_BY_GRANULE = ("stg", "st2g", "stzg", "stz2g", "stgp")
+"""Tag stores whose address must be aligned."""

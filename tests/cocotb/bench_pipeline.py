@@ -2,23 +2,26 @@
 
 The bench is a core: it performs the port transactions of a stream in order, as far ahead as the
 contract of the pipeline allows. Outcomes, and in the end tag storage, must be the model's; TFSR
-must be what the verdicts make it.
+must be what the verdicts make it. Each run leaves its samples for the coverage plan in
+``coverage.npz``.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import cocotb
 import numpy as np
 from amaranth.lib import data, wiring
 from bench_base import Bench, Input, Pauses, Resolution, Resolve, Sink, Source, TagStorage, argument
 from cocotb.handle import HierarchyObject
+from coverage_points import Observer, classify, save_samples
 from emte.rtl.layouts import Outcome, access_layout, generate_signature, verdict_layout
 from emte.sim.core import Program
 from emte.sim.model import Model
 from emte.sim.ops import STORAGE_BASE, Operation, Stream, check
-from emte.sim.traffic import random_stream
+from emte.sim.traffic import directed_stream, random_stream
 from emte.sim.transactions import RESULT, Flag, Kind, Status
 from tops import TOPS
 
@@ -46,6 +49,8 @@ class PipelineBench(Bench):
         rng = self.rng
         self.program = Program.of(stream)
         self.transactions = self.program.transactions.tolist()
+        self.points = classify(stream, self.program)
+        self.observer = Observer(dut, CONFIG)
         self.results = np.zeros(len(self.transactions), dtype=RESULT)
         self.answered = np.zeros(len(self.transactions), dtype=np.int64)
         """Cycle of each result."""
@@ -180,14 +185,17 @@ class PipelineBench(Bench):
             inside = [owner for owner in self.owners.values() if owner.taken]
             self.expect(not inside, "idle with an access inside")
         self.expect(int(dut.tfsr.value) == self.tfsr, f"TFSR is not {self.tfsr:#x}")
+        self.observer.observe()
         self.observe_verdict()
-        taken = self.access.observe() is not None
+        access = self.access.observe()
+        taken = access is not None
         # `idle` of this cycle does not know yet of an access that is taken in it.
         self.is_idle = idle and not taken
         if taken:
             self.progress()
             self.transfers += 1
             self.offered.taken = True
+            self.observer.take(access["id"], self.points[self.offered.number])
             self.offered = None
         if self.request.observe() is not None:
             self.transfers += 1
@@ -195,6 +203,7 @@ class PipelineBench(Bench):
             # RGSR has its new value in the cycle after the response.
             rgsr = int(dut.generate__rgsr.value)
             self.answer(self.generating, rgsr, self.generated, Outcome.PASS.value, 0)
+            self.points[self.generating].finish("certain")
             self.generating = self.generated = None
         response = self.response.observe()
         if response is not None:
@@ -213,6 +222,13 @@ class PipelineBench(Bench):
             f"a verdict before branches {owner.waits_for} are resolved",
         )
         if self.verdict.is_ready:
+            point = self.points[owner.number]
+            self.expect(
+                verdict["outcome"] == point.outcome.value,
+                f"outcome {verdict['outcome']} of an access that is {point.values}",
+            )
+            *_, branches = self.transactions[owner.number]
+            point.finish("released" if branches else "certain")
             self.answer(owner.number, **{name: verdict[name] for name in RESULT.names})
             if verdict["outcome"] == Outcome.ASYNC.value:
                 va, *_, flags, _ = self.transactions[owner.number]
@@ -234,6 +250,7 @@ class PipelineBench(Bench):
             if branch in owner.waits_for:
                 owner.waits_for.remove(branch)
                 if mispredicted:
+                    self.points[owner.number].finish("squashed")
                     self.forget(id)
 
     def forget(self, id: int) -> None:
@@ -280,12 +297,9 @@ def check_storage(bench: PipelineBench, stream: Stream, model: Model) -> None:
     assert checked, "no tag is left to be compared"
 
 
-@cocotb.test()
-async def random_operations(dut: HierarchyObject) -> None:
-    # About half of what is drawn becomes an access. In the end all tags go to their usual place.
-    drawn = random_stream(
-        argument("bench_seed"), 9 * argument("transactions") // 4, held=CONFIG.held
-    )
+async def run_stream(dut: HierarchyObject, drawn: Stream) -> None:
+    """Run a stream, and compare all that comes of it with the model."""
+    # In the end all tags go to their usual place.
     end = Operation("storage", line=len(drawn) + 1, address=0, bytes=1 << 40, base=STORAGE_BASE)
     stream = Stream(drawn.path, [*drawn, end])
     check(stream, held=CONFIG.held)
@@ -300,4 +314,18 @@ async def random_operations(dut: HierarchyObject) -> None:
     )
     check_outcomes(bench, stream, golden)
     check_storage(bench, stream, model)
+    save_samples(Path("coverage.npz"), bench.points)
     assert bench.transfers >= argument("transactions"), "too few transactions"
+
+
+@cocotb.test()
+async def random_operations(dut: HierarchyObject) -> None:
+    # About half of what is drawn becomes an access.
+    count = 9 * argument("transactions") // 4
+    await run_stream(dut, random_stream(argument("bench_seed"), count, held=CONFIG.held))
+
+
+@cocotb.test()
+async def directed_operations(dut: HierarchyObject) -> None:
+    count = argument("transactions")
+    await run_stream(dut, directed_stream(argument("bench_seed"), count, held=CONFIG.held))
