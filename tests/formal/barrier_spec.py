@@ -5,11 +5,11 @@ its uses; and one of these uses, any of them, it marks, to follow what is known 
 """
 
 from amaranth.asserts import AnyConst
-from amaranth.hdl import Assert, Assume, Cover, Module, Mux, Signal
+from amaranth.hdl import Assert, Assume, Cat, Cover, Module, Mux, Signal, Value
 from amaranth.lib import stream, wiring
 from emte.rtl.barrier import SpeculationBarrier
-from emte.rtl.config import TagConfig
-from emte.rtl.layouts import Op, finding_layout, request_layout, ticket_layout
+from emte.rtl.config import Barrier, TagConfig
+from emte.rtl.layouts import Op, access_layout, finding_layout, request_layout, ticket_layout
 from unit_spec import UnitSpec
 
 CERTAIN_IN_PIPELINE = 1
@@ -23,6 +23,8 @@ class SpeculationBarrierSpec(UnitSpec):
     ----------
     config : :class:`TagConfig`
         Geometry; its barrier is not NONE, which promises nothing of this kind.
+    lemmas : bool
+        State what a proof for all time needs to know of the unit's registers.
     whole : bool
         Follow every field of the marked access and its outcome, not the mark alone.
     unit : :class:`amaranth.lib.wiring.Component`
@@ -40,9 +42,15 @@ class SpeculationBarrierSpec(UnitSpec):
     """
 
     def __init__(
-        self, config: TagConfig, *, whole: bool = False, unit: wiring.Component | None = None
+        self,
+        config: TagConfig,
+        *,
+        lemmas: bool = False,
+        whole: bool = False,
+        unit: wiring.Component | None = None,
     ) -> None:
         self.config = config
+        self.lemmas = lemmas
         self.whole = whole
         super().__init__(unit or SpeculationBarrier(config))
 
@@ -101,7 +109,6 @@ class SpeculationBarrierSpec(UnitSpec):
             Assert(~answer | owed, "a verdict for an access that is squashed, or answered, or new"),
             Assert(~answer | taken, "a verdict for an access that is not transferred yet"),
             Assert(~answer | (unresolved == 0), "a verdict before the branches are resolved"),
-            Assert(~(unit.idle & owed & taken), "idle, and an access is owed its verdict"),
             Assert(
                 verdict.valid | (verdict.payload.as_value() == 0),
                 "the verdict's payload shows something while it is not valid",
@@ -136,7 +143,7 @@ class SpeculationBarrierSpec(UnitSpec):
             m.d.sync += certain.eq(1)
         with m.If(admitted_marked):
             m.d.sync += [marked_inside.eq(1), marked_ticket.eq(ticket)]
-            m.d.comb += Assert(ticket.id == followed, "the marked access has another id")
+            m.d.comb += Assert(ticket.id == followed, "lemma 2: the marked access has another id")
             if self.whole:
                 passed = unit.admitted.payload
                 stores_tags = (passed.access.op == Op.STG) | (passed.access.op == Op.STGM)
@@ -154,11 +161,11 @@ class SpeculationBarrierSpec(UnitSpec):
             Assume(~admitted | (others < CERTAIN_IN_PIPELINE), "the pipeline is not endless"),
             Assert(
                 ~(admitted & ticket.speculative & slots.bit_select(ticket.slot, 1)),
-                "an entry is given away twice",
+                "lemma 1: an entry is given away twice",
             ),
             Assert(
                 ~(admitted & ~ticket.speculative & (ticket.id == followed) & certain),
-                "an access is admitted twice",
+                "lemma 6: an access is admitted twice",
             ),
             Assert(~admitted | (ticket.id == unit.admitted.payload.access.id), "a ticket's id"),
         ]
@@ -237,6 +244,79 @@ class SpeculationBarrierSpec(UnitSpec):
                         verdict.payload[name] == marked_finding[name],
                         f"the verdict's {name} is another access's",
                     )
+
+        m.d.comb += Assert(
+            ~(unit.idle & owed & taken & marked), "idle, and an access is owed its verdict"
+        )
+
+        if self.lemmas:
+            # Lemmas: where in the unit an access is that is owed its verdict, and that entries and
+            # the count of accesses in the pipeline are what the pipeline has.
+            def place(path: str, valid: Value, va: Value) -> Value:
+                """Is the marked access in a place of the queue or the table?"""
+                return (
+                    valid
+                    & va[0]
+                    & ~self.see(m, f"{path}_squashed", 1)
+                    & (self.see(m, f"{path}_branches", config.branches) == unresolved)
+                )
+
+            places = [unit.admitted.valid & unit.admitted.payload.access.va[0]]
+            for path, valid in (
+                ("queue.head", "queue.o__valid"),
+                ("queue.tail", "queue.tail_valid"),
+            ):
+                va = self.see(m, f"{path}_access_va", 64)
+                places.append(place(path, self.see(m, valid, 1), va))
+            entries = self.see(m, "table.taken", config.held)
+            done = self.see(m, "table.done", config.held)
+            if config.barrier is Barrier.DELAY:
+                for number in range(config.held):
+                    # A row is a request without its 64 bits of `tags`, which come after `va`.
+                    row = self.see(m, f"waiting[{number}]", request_layout(config).size - 64)
+                    va = row[access_layout(config)["va"].offset :]
+                    places.append(place(f"table.entry{number}", entries[number], va))
+            resolved_since = self.see(m, "queue.resolved_since", config.branches)
+            inside = self.see(m, "inside", range(config.held + 32))
+            marked_slot = marked_ticket.slot
+            m.d.comb += [
+                Assert(
+                    ~(owed & ~taken & marked)
+                    | (
+                        ~self.see(m, "queue.offered_squashed", 1)
+                        & ((access.branches & ~resolved_since) == unresolved)
+                    ),
+                    "lemma 4: an access is lost at the door",
+                ),
+                Assert(
+                    ~(owed & taken & marked & ~marked_inside & ~marked_back) | Cat(places).any(),
+                    "lemma 5: an access is lost on its way into the pipeline",
+                ),
+                Assert(
+                    ~marked_inside
+                    | Mux(
+                        marked_ticket.speculative,
+                        slots.bit_select(marked_slot, 1),
+                        certain & (marked_ticket.id == followed),
+                    ),
+                    "lemma 8: an access is lost in the pipeline",
+                ),
+                Assert(
+                    ~(owed & marked & marked_back)
+                    | answer
+                    | (
+                        marked_ticket.speculative
+                        & entries.bit_select(marked_slot, 1)
+                        & done.bit_select(marked_slot, 1)
+                    ),
+                    "lemma 3: an outcome is lost on its way out of the pipeline",
+                ),
+                Assert(
+                    inside
+                    == sum(slots[number] for number in range(config.held)) + certain + others,
+                    "lemma 7: the count of accesses in the pipeline is wrong",
+                ),
+            ]
 
         # What must be able to happen, for all these assertions to mean something.
         was_speculative = Signal()

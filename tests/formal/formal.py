@@ -6,8 +6,9 @@ the properties, and its ``Cover`` statements show that the assumptions leave som
 Reset is free, too: a property holds also when traffic is cut off by a reset.
 
 Properties are proved without bound: by sequential sweeping (``scorr`` of ABC), and what that leaves
-open by property directed reachability (``pdr``), one property after the other. Covers, mutants and
-bounded claims go to ``bmc3``.
+open by property directed reachability (``pdr``), one property after the other. Lemmas, which are
+assertions named "lemma" and a number, come first, in that order, and help the proofs after them.
+Covers, mutants and bounded claims go to ``bmc3``.
 """
 
 import json
@@ -26,7 +27,7 @@ from amaranth.back import rtlil
 from amaranth.hdl import ClockDomain, Elaboratable, Module, Signal, Value
 from amaranth.lib import wiring
 
-__all__ = ["Counterexample", "FormalError", "Lowered", "cover", "hold", "lower", "prove"]
+__all__ = ["Counterexample", "FormalError", "Lowered", "cover", "decide", "hold", "lower", "prove"]
 
 ABC = Path(pyosys.__file__).parent / "yosys-abc"
 SCRIPTS = Path(__file__).parent
@@ -109,16 +110,22 @@ def prove(lowered: Lowered, *, only: str = "", seconds: int = 60) -> None:
     FormalError
         There was no answer within ``seconds`` for each, or there is nothing to prove.
     """
-    numbers = _select(lowered, only)
     reduced = lowered.file("reduced.aig")
     literals = _sweep(f"read_aiger {lowered.file('assert.aig')}", reduced)
-    unanswered = [
-        lowered.asserts[number]
-        for number in numbers
-        if literals[number] and not _decide(lowered, reduced, number, seconds=seconds)
-    ]
+    unanswered = [number for number in _select(lowered, only) if literals[number]]
+    lemmas: list[int] = []
+
+    def is_lemma(number: int) -> bool:
+        return "lemma " in lowered.asserts[number]
+
+    for number in sorted(unanswered, key=lambda n: (not is_lemma(n), lowered.asserts[n])):
+        if decide(lowered, reduced, number, lemmas, seconds=seconds):
+            unanswered.remove(number)
+            if is_lemma(number):
+                lemmas.append(number)
     if unanswered:
-        raise FormalError(f"neither proved nor refuted: {'; '.join(unanswered)}")
+        names = "; ".join(lowered.asserts[number] for number in unanswered)
+        raise FormalError(f"neither proved nor refuted: {names}")
 
 
 def _select(lowered: Lowered, only: str) -> list[int]:
@@ -135,22 +142,34 @@ def _sweep(read: str, target: Path) -> list[int]:
     return aiger_outputs(target)[1]
 
 
-def _decide(lowered: Lowered, reduced: Path, number: int, *, seconds: int) -> bool:
-    """Is assertion ``number`` proved? False if there is no answer in time."""
+def decide(
+    lowered: Lowered, reduced: Path, number: int, lemmas: list[int], *, seconds: int
+) -> bool:
+    """Is assertion ``number`` proved? False if there is no answer in time.
+
+    Lemmas, which are proved, make a proof very short, or else longer.
+    """
     selected, swept = lowered.file("selected.aig"), lowered.file("swept.aig")
-    select_outputs(reduced, selected, [number])
-    (literal,) = _sweep(f"read_aiger {selected}", swept)
-    if literal == 0:
-        return True
-    log = abc(f"read_aiger {swept}; pdr -T {seconds}", seconds=seconds + 60)
-    if "Property proved" in log:
-        return True
-    if match := re.search(r"was asserted in frame +(\d+)", log):
-        frame = int(match[1])
-        waveform = _replay(lowered, number, frame)
-        raise Counterexample({lowered.asserts[number]: frame}, waveform)
-    if "UNDECIDED" not in log:
-        raise FormalError(f"pdr did not answer:\n{log[-1500:]}")
+    attempts = [([], seconds)]
+    if lemmas:
+        attempts = [(lemmas, 1), *attempts, (lemmas, seconds)]
+    for helpers, limit in attempts:
+        select_outputs(reduced, selected, [number, *helpers])
+        fold = f"; constr -N {len(helpers)}; fold" if helpers else ""
+        (literal,) = _sweep(f"read_aiger {selected}{fold}", swept)
+        if literal == 0:
+            return True
+        log = abc(f"read_aiger {swept}; pdr -T {limit}", seconds=limit + 60)
+        if re.search(r"Verification of .*failed", log):
+            continue  # the time was up while ABC checked the invariant that it had found
+        if "Property proved" in log:
+            return True
+        if match := re.search(r"was asserted in frame +(\d+)", log):
+            frame = int(match[1])
+            waveform = _replay(lowered, number, frame)
+            raise Counterexample({lowered.asserts[number]: frame}, waveform)
+        if "UNDECIDED" not in log:
+            raise FormalError(f"pdr did not answer:\n{log[-1500:]}")
     return False
 
 
@@ -213,7 +232,8 @@ def cover(lowered: Lowered, *, depth: int, seconds: int = 60) -> dict[str, int]:
 def abc(commands: str, *, seconds: float = 120) -> str:
     """Run commands of ABC; returns what it prints."""
     log = run([ABC, "-q", commands], seconds=seconds)
-    if match := re.search(r"^.*(?:error|cannot|failed).*$", log, re.IGNORECASE | re.MULTILINE):
+    complaint = r"^(?!Verification of ).*(?:error|cannot|failed).*$"
+    if match := re.search(complaint, log, re.IGNORECASE | re.MULTILINE):
         raise FormalError(f"abc: {match[0]}\n{log[-800:]}")
     return log
 

@@ -21,6 +21,23 @@ def name(text: str) -> ys.IdString:
     return ys.IdString("\\" + text)
 
 
+def connect_seen(top: ys.Module) -> None:
+    """Connect the signals that stand for registers within the unit; see ``UnitSpec.see``."""
+    for cell in list(top.cells_.values()):
+        if cell.type.str() != "$anyseq":
+            continue
+        signal = cell.getPort(name("Y"))
+        attributes = signal.as_wire().attributes
+        if name("see") not in attributes:
+            continue
+        path = attributes[name("see")].decode_string()
+        seen = top.wire(name(f"spec.{path}"))
+        if seen is None or seen.width != signal.size():
+            sys.exit(f"there is no register {path} of {signal.size()} bits")
+        top.remove(cell)
+        top.connect(signal, ys.SigSpec(seen))
+
+
 def lower(source: Path, folder: Path) -> None:
     design = ys.Design()
     design.run_pass(f"read_rtlil {source}")
@@ -29,6 +46,7 @@ def lower(source: Path, folder: Path) -> None:
     design.run_pass("flatten")
     design.run_pass("memory -nomap")
     design.run_pass("memory_map")
+    connect_seen(design.top_module())
     design.run_pass("opt_clean")
     top = design.top_module()
     for wire in top.wires_.values():

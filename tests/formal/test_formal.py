@@ -3,6 +3,9 @@
 from dataclasses import replace
 
 import pytest
+from amaranth.hdl import Assert, Cover, Module, Mux, Signal
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In
 from barrier_spec import SpeculationBarrierSpec
 from emte.rtl import (
     AccessDecoder,
@@ -16,7 +19,7 @@ from emte.rtl import (
     TagGenerator,
     TagPipeline,
 )
-from formal import Counterexample, FormalError, cover, hold, lower, prove
+from formal import Counterexample, FormalError, cover, decide, hold, lower, prove
 from unit_spec import UnitSpec
 from variants import FAULTS, VerdictWithdrawn
 
@@ -66,14 +69,24 @@ def test_broken_stream_rule_is_found():
         lower(UnitSpec(VerdictWithdrawn(TINY))) as lowered,
         pytest.raises(Counterexample, match=VerdictWithdrawn.violated),
     ):
-        prove(lowered)
+        prove(lowered, only=VerdictWithdrawn.violated)
 
 
-@pytest.mark.parametrize("form", [Barrier.OBLIVIOUS, Barrier.DELAY], ids=lambda form: form.value)
-@pytest.mark.parametrize("whole", [False, True], ids=["mark", "whole"])
-def test_barrier_keeps_its_promise(form, whole):
-    with lower(SpeculationBarrierSpec(replace(TINY, barrier=form), whole=whole)) as lowered:
+FORMS = pytest.mark.parametrize(
+    "form", [Barrier.OBLIVIOUS, Barrier.DELAY], ids=lambda form: form.value
+)
+
+
+@FORMS
+def test_barrier_keeps_its_promise_for_all_time(form):
+    with lower(SpeculationBarrierSpec(replace(TINY, barrier=form), lemmas=True)) as lowered:
         assert max(cover(lowered, depth=DEPTH).values()) < DEPTH
+        prove(lowered, seconds=200)
+
+
+@FORMS
+def test_barrier_keeps_every_field(form):
+    with lower(SpeculationBarrierSpec(replace(TINY, barrier=form), whole=True)) as lowered:
         hold(lowered, depth=DEPTH, seconds=240)
 
 
@@ -100,3 +113,46 @@ def test_no_protection_breaks_the_promise():
         pytest.raises(Counterexample, match=promise),
     ):
         hold(lowered, depth=DEPTH, only=promise)
+
+
+class Counting(wiring.Component):
+    """Counts to 5 and begins again."""
+
+    step: In(1)
+
+    def elaborate(self, platform) -> Module:
+        m = Module()
+        count = Signal(3)
+        with m.If(self.step):
+            m.d.sync += count.eq(Mux(count == 5, 0, count + 1))
+        m.d.comb += [
+            Assert(count < 6, "lemma 1: true"),
+            Assert(count != 4, "false"),
+            Cover(count == 5, "the last number"),
+        ]
+        return m
+
+
+def test_lemmas_hide_no_fault():
+    with lower(Counting()) as lowered:
+        assert cover(lowered, depth=8) == {"spec.the last number": 5}
+        true, false = (
+            next(n for n, name in enumerate(lowered.asserts) if text in name)
+            for text in ("true", "false")
+        )
+        source = lowered.file("assert.aig")
+        assert decide(lowered, source, true, [], seconds=10)
+        with pytest.raises(Counterexample, match=r"^spec\.false \(cycle 4\), see"):
+            decide(lowered, source, false, [true], seconds=10)
+        with pytest.raises(Counterexample, match=r"^spec\.false \(cycle 4\), see"):
+            prove(lowered)
+
+
+def test_register_that_is_not_there_is_refused():
+    class Spec(UnitSpec):
+        def specify(self, m):
+            m.d.comb += Assert(self.see(m, "head_vald", 1), "nothing")
+
+    message = r"there is no register unit\.head_vald of 1 bits"
+    with pytest.raises(FormalError, match=message), lower(Spec(AccessQueue(TINY))):
+        pass

@@ -1,6 +1,7 @@
 """What the formal specs of all units have in common."""
 
-from amaranth.hdl import Assert, Assume, Cover, Module, Signal
+from amaranth.asserts import AnySeq
+from amaranth.hdl import Assert, Assume, Cover, Module, Shape, ShapeLike, Signal, Value
 from amaranth.lib import stream, wiring
 from emte.rtl.axi import AXI4Signature
 from emte.sim.monitors import StreamMonitor, axi4_channels
@@ -41,6 +42,15 @@ class UnitSpec(wiring.Component):
 
     def specify(self, m: Module) -> None:
         """Add what this unit's spec has beyond the rules of streams."""
+
+    def see(self, m: Module, path: str, shape: ShapeLike) -> Signal:
+        """A register within the unit, or a row of a memory, by its path from the unit.
+
+        For lemmas alone: what a unit promises is told by its ports.
+        """
+        signal = Signal(shape, attrs={"see": f"unit.{path}"})
+        m.d.comb += Value.cast(signal).eq(AnySeq(Shape.cast(shape).width))
+        return signal
 
 
 def _streams(m: Module, unit: wiring.Component):

@@ -182,7 +182,24 @@ class VerdictWithdrawn(Wrapper):
             m.d.comb += outside.payload.eq(inside.payload)
 
 
-FAULTS = [SquashMissed, BranchForgotten, VerdictWithdrawn]
+class VerdictLost(Wrapper):
+    """The first verdict after reset does not come out."""
+
+    Unit = SpeculationBarrier
+    replaced = ("verdict",)
+    violated = "idle, and an access is owed its verdict"
+
+    def change(self, m: Module) -> None:
+        inside, outside = self.unit.verdict, self.verdict
+        lost = Signal()
+        with m.If(lost):
+            connect(m, inside, flipped(outside))
+        with m.Elif(inside.valid):
+            m.d.comb += inside.ready.eq(1)
+            m.d.sync += lost.eq(1)
+
+
+FAULTS = [SquashMissed, BranchForgotten, VerdictWithdrawn, VerdictLost]
 """Of the barrier; each violates the assertion that it names."""
 
 
