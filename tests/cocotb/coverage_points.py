@@ -62,13 +62,17 @@ class Point:
         Of the plan.
     values
         By dimension, as far as they are known.
+    va : int
+        Address of an access.
     looks_up : bool
         It reaches the tag cache, unless it is squashed before.
     """
 
     group: str
     values: dict[str, str]
+    va: int = 0
     looks_up: bool = False
+    id: int | None = None
     done: bool = False
     probes: int = 0
     missed: bool = False
@@ -215,7 +219,7 @@ class _Classifier:
         else:
             target = "tagged" if va & PA_MASK in self._covered else "outside_map"
         values = {"operation": op.name.lower(), "target": target}
-        return Point("maintenance", values, looks_up=target in ("all", "tagged"))
+        return Point("maintenance", values, va, looks_up=target in ("all", "tagged"))
 
     # Accesses
 
@@ -255,6 +259,7 @@ class _Classifier:
                 "el": f"el{el}",
                 "half": ("low", "high")[half],
             },
+            va,
             looks_up=rule in _LOOKED_UP,
         )
 
@@ -348,8 +353,8 @@ class Observer:
 
     dut: HierarchyObject
     config: TagConfig
-    _taken: dict[int, Point] = field(default_factory=dict)
-    """The access that was taken last, by id."""
+    _taken: deque[Point] = field(default_factory=deque)
+    """Accesses that are not yet admitted, oldest first; or squashed, and never admitted."""
     _decoding: deque[Point] = field(default_factory=deque)
     """Accesses that have been admitted, and have probes to be sent."""
     _inside: deque[_Probe] = field(default_factory=deque)
@@ -360,7 +365,9 @@ class Observer:
     def __post_init__(self) -> None:
         unit = self.dut.unit
         self._i, self._probe, self._tag_word = unit.decoder, unit.decoder, unit.check
-        self._admitted_id = _reader(admitted_layout(self.config), "access", "id")
+        admitted = admitted_layout(self.config)
+        self._admitted_id = _reader(admitted, "access", "id")
+        self._admitted_va = _reader(admitted, "access", "va")
         probe = probe_layout(self.config)
         self._probe_id = _reader(probe, "ticket", "id")
         self._word = _reader(probe, "word")
@@ -368,7 +375,8 @@ class Observer:
 
     def take(self, id: int, point: Point) -> None:
         """The pipeline takes an access."""
-        self._taken[id] = point
+        point.id = id
+        self._taken.append(point)
 
     def observe(self) -> None:
         """Look at the end of a cycle."""
@@ -388,12 +396,24 @@ class Observer:
             if probe.probe__ready.value:
                 self._enter(point, int(probe.probe__payload.value))
         if i.i__valid.value and i.i__ready.value:
-            point = self._taken[self._admitted_id(int(i.i__payload.value))]
-            if point.looks_up:
-                self._decoding.append(point)
+            self._admit(int(i.i__payload.value))
+
+    def _admit(self, payload: int) -> None:
+        """An access reaches the decoder.
+
+        One that was squashed on the way may have been dropped there or not, and its id may belong
+        to another one by now; but their addresses differ.
+        """
+        name = self._admitted_id(payload), self._admitted_va(payload)
+        point = self._taken.popleft()
+        while (point.id, point.va) != name:
+            assert point.values.get("speculation") == "squashed", f"{point} is not admitted"
+            point = self._taken.popleft()
+        if point.looks_up:
+            self._decoding.append(point)
 
     def _enter(self, point: Point, payload: int) -> None:
-        assert self._taken[self._probe_id(payload)] is point or point.done, "probes out of order"
+        assert self._probe_id(payload) == point.id, f"another probe than one of {point}"
         point.probes += 1
         self._inside.append(_Probe(point, self._word(payload) // self.config.line_words))
         if self._last(payload):
