@@ -463,7 +463,7 @@ class DirectedTraffic(Traffic):
         rng = self._rng
         if op in ACCESSES:
             return rng.choice(
-                [1, 2, 4, 8, 16, 32, 64, 48, *(3 + rng.randrange(61) for _ in range(2))]
+                [1, 2, 2, 4, 8, 16, 32, 64, 48, *(3 + rng.randrange(61) for _ in range(2))]
             )
         if op in ("ldgm", "stgm"):
             return 4 << self._regime.gmid_bs
@@ -488,7 +488,7 @@ class DirectedTraffic(Traffic):
                 256 * rng.randrange(1, _PAGE // 256) - edge,
             ]
         )
-        if op in _CROSSING and rng.randrange(5) == 0:
+        if op in _CROSSING and rng.randrange(4 if op in ACCESSES else 2) == 0:
             self._page = rng.choice(self._edges)
             offset = _PAGE - edge
         # Behind the middle of a page only large blocks change, so that large accesses may match.

@@ -62,7 +62,7 @@ def run(transactions: int, job: tuple[int, str]) -> Path:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=1, help="the first seed (default: 1)")
-    parser.add_argument("--seeds", type=int, default=4, help="how many (default: 4)")
+    parser.add_argument("--seeds", type=int, default=6, help="how many (default: 6)")
     parser.add_argument("--transactions", type=int, default=20_000, help="of each simulation")
     parser.add_argument("--jobs", type=int, default=2, help="simulations at a time (default: 2)")
     parser.add_argument("--out", type=Path, default=OUT, help="folder of the report")
