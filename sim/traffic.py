@@ -1,7 +1,8 @@
 """Random operation streams that keep all rules, and try hard to be awkward.
 
 They touch few pages, among them pages that compete for the same set of the cache, pages without
-tags or without memory next to tagged ones, tag storage itself, and memory that it does not cover.
+tags, without access to their tags or without memory next to tagged ones, tag storage itself, and
+memory that it does not cover.
 Most pointers carry the right tag, many do not.
 
 :class:`Traffic` draws every field by itself, as programs may. :class:`DirectedTraffic` draws what
@@ -64,9 +65,9 @@ class Traffic:
         far = [self._base + _SETS * n for n in range(1, 12)]
         self._kinds = {
             **dict.fromkeys([*near, *far], "tagged"),
+            near[2]: "no_tag_access",
             near[4]: "untagged",
             near[6]: "none",
-            far[-1]: "no_tag_access",
         }
         self._pages = [*self._kinds, STORAGE_BASE, STORAGE_BASE + (self._base >> 5) & -_PAGE]
         self._page = self._base
@@ -294,7 +295,7 @@ class Traffic:
     def _set_map(self) -> Operation:
         rng = self._rng
         page = rng.choice(self._pages) % (1 << 52)
-        kind = rng.choice([*4 * ["tagged"], "untagged", "none", "no_tag_access"])
+        kind = rng.choice([*6 * ["tagged"], "untagged", "none", "no_tag_access"])
         return Operation("map", address=page, bytes=_PAGE, memory=kind)
 
     def _set_storage(self) -> Operation:
@@ -347,9 +348,11 @@ class DirectedTraffic(Traffic):
     def __init__(self, rng: random.Random, *, held: int = 16) -> None:
         super().__init__(rng, held=held)
         base, end = self._base, self._base + self._PAGES * _PAGE
-        tagged = [*(base + _PAGE * n for n in range(4)), *(base + _SETS * n for n in range(1, 6))]
-        untagged = [base + _PAGE * n for n in (4, 6)]
-        kept_back = [base + _PAGE * n for n in (5, 7)]
+        # Every kind has every kind behind it.
+        near = [base + _PAGE * n for n in (0, 1, 6, 9)]
+        untagged = [base + _PAGE * n for n in (2, 3, 8)]
+        kept_back = [base + _PAGE * n for n in (4, 5, 7)]
+        tagged = [*near, *(base + _SETS * n for n in range(1, 6))]
         storage = STORAGE_BASE + (base >> 5)  # where the tags of these pages lie anyway
         carve_out = [storage + _PAGE * n for n in range(5)]
         outside = [end, end + _PAGE]
@@ -367,9 +370,9 @@ class DirectedTraffic(Traffic):
         ]
         self._kinds[end - _PAGE] = "tagged"
         self._pages = [*self._kinds]
-        self._edges = [*3 * tagged[:4], *untagged, *kept_back, end - _PAGE, end]
+        self._edges = [*8 * near[:1], *near, *untagged, *kept_back, end - _PAGE, end]
         self._edges += [storage - _PAGE, *carve_out[:2]]
-        """Pages with something of interest behind them."""
+        """Pages with something of interest behind them, most often tagged memory behind tagged."""
 
     def _begin(self) -> list[Operation]:
         size = self._PAGES * _PAGE
@@ -442,12 +445,12 @@ class DirectedTraffic(Traffic):
             return None
         pointer = self._direct_pointer(address, first, address + size - 1, half)
         operation = Operation(op, address=pointer, el=el, branches=branches)
-        exemption = rng.randrange(10)
+        exempt, tco = rng.choice([*10 * [(0, 0)], (1, 0), (0, 1), (1, 1)])
         if op in ACCESSES:
             operation.size = size
-            operation.exempt = int(exemption == 0)
+            operation.exempt = exempt
         if op in ACCESSES or op == "dc_zva":
-            operation.tco = int(exemption == 1)
+            operation.tco = tco
         if op == "stgm":
             operation.tags = rng.choice(
                 [rng.randrange(16) * 0x1111_1111_1111_1111, rng.getrandbits(64)]
@@ -482,6 +485,7 @@ class DirectedTraffic(Traffic):
         offset = rng.choice(
             [
                 _GRANULE * rng.randrange(_PAGE // _GRANULE),
+                _GRANULE * rng.randrange(4),  # where accesses that cross a page boundary end
                 size * rng.randrange(_PAGE // size),
                 rng.randrange(_PAGE),
                 *(_GRANULE * rng.randrange(4, _PAGE // _GRANULE) - edge for _ in range(2)),
@@ -505,7 +509,7 @@ class DirectedTraffic(Traffic):
         right = self._tags.get(first // _GRANULE, 0)
         behind = self._tags.get(max(first, last & -_PAGE) // _GRANULE, 0)  # of the second part
         some = self._tags.get(rng.randint(first // _GRANULE, last // _GRANULE), 0)
-        tag = rng.choice([right, right, right, behind, some, canonical, rng.randrange(16)])
+        tag = rng.choice([right, right, behind, behind, some, canonical, rng.randrange(16)])
         top = canonical
         if self._regime.tbi[half]:
             top = rng.randrange(16)
