@@ -215,7 +215,7 @@ class _Classifier:
         if not size:
             target = "all"
         elif not flags & Flag.TAGGED:
-            target = "untagged"
+            target = "no_tag_access" if flags & Flag.NO_TAG_ACCESS else "untagged"
         else:
             target = "tagged" if va & PA_MASK in self._covered else "outside_map"
         values = {"operation": op.name.lower(), "target": target}
@@ -256,6 +256,9 @@ class _Classifier:
                 "tcma": bits[regime.tcma[half]],
                 "ata": bits[regime.ata[el]],
                 "tcso": bits[regime.tcso[el]],
+                "exemption": ("none", "form", "tco", "both")[
+                    bool(flags & Flag.EXEMPT) + 2 * bool(flags & Flag.TCO)
+                ],
                 "el": f"el{el}",
                 "half": ("low", "high")[half],
             },

@@ -54,6 +54,8 @@ def test_coverage_is_collected(seed):
     coverages = {c.group.name: c for c in merge([folder / "coverage.npz"])}
     assert coverages["access"].samples > TRANSACTIONS // 10
     for coverage in coverages.values():
+        values = [cross for cross in coverage.group.crosses if len(cross.dimensions) == 1]
+        assert not coverage.missing(values), "no sample has one of the plan's values"
         missing = len(coverage.missing())
         assert missing < coverage.reachable() // 5, f"{coverage.group.name} misses {missing} bins"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from pathlib import Path
 
 import coverage_plan
@@ -10,13 +11,13 @@ import coverage_run
 import numpy as np
 import pytest
 from coverage_plan import Contradiction, Coverage, Cross, Group, PlanError, read_plan
-from coverage_points import OUTCOMES, classify
+from coverage_points import OUTCOMES, Point, classify
 from coverage_report import html_report, share, text_report
 from emte.rtl.layouts import Outcome
 from emte.sim.core import Program
 from emte.sim.model import Model
 from emte.sim.ops import STORAGE_BASE, Operation, Regime, Stream
-from emte.sim.traffic import directed_stream
+from emte.sim.traffic import directed_stream, random_stream
 from simulation import SimulationFailed
 
 PLAN = """
@@ -243,6 +244,34 @@ def test_rule_of_an_access(regime, operation, rule):
     assert values["rule"] == rule
 
 
+@pytest.mark.parametrize("exempt", [0, 1])
+@pytest.mark.parametrize("tco", [0, 1])
+def test_exemption_of_an_access(exempt, tco):
+    operation = Operation("load", address=0, size=1, exempt=exempt, tco=tco)
+    (values,) = classified(operation)
+    assert values["exemption"] == [["none", "form"], ["tco", "both"]][tco][exempt]
+
+
+@pytest.mark.parametrize(
+    ("address", "target"),
+    [
+        (None, "all"),
+        (0x1000, "tagged"),
+        (1 << 30, "untagged"),
+        (1 << 31, "no_tag_access"),
+        (1 << 21, "outside_map"),
+    ],
+)
+def test_target_of_maintenance(address, target):
+    maps = [
+        Operation("storage", address=0, bytes=1 << 20, base=STORAGE_BASE),
+        Operation("map", address=0, bytes=1 << 22, memory="tagged"),
+        Operation("map", address=1 << 31, bytes=0x1000, memory="no_tag_access"),
+    ]
+    *_, values = classified(*maps, Operation("clean", address=address))
+    assert values["target"] == target
+
+
 def test_parts_of_an_access_that_crosses_a_page():
     values = classified(TAGGED, Operation("load", address=0xFFD, size=8))
     assert [(v["part"], v["size"], v["alignment"]) for v in values] == [
@@ -267,6 +296,43 @@ def test_rules_agree_with_the_golden_model(seed):
             assert outcome == point.outcome.name.lower(), point.values
             compared += 1
     assert compared > 1500
+
+
+OF_THE_RUN = {"lookup", "speculation", "effect", "wait"}
+"""Dimensions that the stream alone does not decide."""
+
+
+@pytest.fixture(scope="module")
+def drawn(request) -> list[Point]:
+    """The points of both kinds of traffic."""
+    seed = request.config.getoption("seed")
+    streams = [draw(seed, 8000, held=4) for draw in (directed_stream, random_stream)]
+    return [point for s in streams for point in classify(s, Program.of(s)).values()]
+
+
+def test_streams_have_every_value_of_the_plan_and_no_other(plan, drawn):
+    """All but those that only a run decides: test_coverage_is_collected is about them."""
+    for name, group in plan.items():
+        seen = defaultdict(set)
+        for point in drawn:
+            if point.group == name:
+                for dimension, value in point.values.items():
+                    seen[dimension].add(value)
+        assert seen == {d: set(of) for d, of in group.dimensions.items() if d not in OF_THE_RUN}
+
+
+def test_streams_contradict_no_exclusion(plan, drawn):
+    """Of those that the stream alone decides."""
+    compared = 0
+    for name, group in plan.items():
+        placeholders = {d: of[0] for d, of in group.dimensions.items() if d in OF_THE_RUN}
+        values = [{**placeholders, **point.values} for point in drawn if point.group == name]
+        samples = np.array([group.encode(sample) for sample in values], dtype=np.uint8)
+        for exclusion in group.exclusions:
+            if not exclusion.where.keys() & OF_THE_RUN:
+                assert not group.refuted(exclusion, samples).any(), exclusion.reason
+                compared += 1
+    assert compared > 80
 
 
 # Reports and exit status
