@@ -3,9 +3,11 @@
     python tests/soak.py --operations 10000000 --seed 1
 
 Stream number n of a seed is the same on every machine: its operations, the geometry and barrier
-that perform it, where the ports pause, and how far away memory is. The run stops at the first
-stream whose outcomes differ, or on which the hardware breaks a rule of its ports; it then says
-which one, drops what the failure does not need, and writes the rest as a stream for ``emte run``.
+that perform it, where the ports pause, and how far away memory is. With pauses memory takes another
+time for each burst: reads and writes overtake each other, and so do reads of different ids. The run
+stops at the first stream whose outcomes differ, or on which the hardware breaks a rule of its
+ports; it then says which one, drops what the failure does not need, and writes the rest as a stream
+for ``emte run``.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
 from itertools import count, islice, product
@@ -28,7 +30,13 @@ from emte.rtl.config import PRESETS, Barrier
 from emte.sim import engines, ops, verilated
 from emte.sim.ops import Operation, Stream, StreamError
 from emte.sim.summary import table
-from emte.sim.traffic import random_stream
+from emte.sim.traffic import directed_stream, random_stream
+
+STREAMS: Mapping[str, Callable[..., Stream]] = {
+    "random": random_stream,
+    "directed": directed_stream,
+}
+"""Kinds of traffic."""
 
 BARRIERS = (Barrier.OBLIVIOUS.value, Barrier.DELAY.value)
 """Not NONE, which is for measuring alone."""
@@ -51,9 +59,11 @@ _QUEUED = 2
 class Case:
     """A stream, and what performs it."""
 
+    traffic: str
+    """Which of :data:`STREAMS`."""
     seed: int
     count: int
-    """Operations asked for; the stream has a few more or less."""
+    """Operations asked for, or accesses of directed traffic; the stream has some more or less."""
     preset: str
     barrier: str
     pauses: int
@@ -66,7 +76,7 @@ class Case:
         return replace(PRESETS[self.preset], barrier=Barrier(self.barrier))
 
     def stream(self) -> Stream:
-        return random_stream(self.seed, self.count, held=self.config.held)
+        return STREAMS[self.traffic](self.seed, self.count, held=self.config.held)
 
 
 @dataclass(frozen=True)
@@ -86,6 +96,7 @@ def cases(
         rng = random.Random(f"{seed} {number}")
         preset, barrier = configurations[number % len(configurations)]
         yield Case(
+            traffic=rng.choice(list(STREAMS)),
             seed=rng.randrange(1 << 32),
             count=round(10 ** rng.uniform(2, 4.5)),
             preset=preset,

@@ -40,6 +40,7 @@ def test_cases_follow_from_the_seed():
     assert [(case.preset, case.barrier) for case in first] == CONFIGURATIONS * 50
     assert {case.pauses == 0 for case in first} == {False, True}
     assert len({case.latency for case in first}) > 1
+    assert {case.traffic for case in first} == {"random", "directed"}
     assert list(first[0].stream()) == list(first[0].stream())
 
 
@@ -141,7 +142,7 @@ def test_failure_is_found_and_shrunk(mutant, failure, monkeypatch, tmp_path, cap
     monkeypatch.setattr("emte.rtl.pipeline.TagCheck", mutant)
     monkeypatch.setattr(soak, "ProcessPoolExecutor", lambda jobs, **_: ThreadPoolExecutor(jobs))
     # The Amaranth simulator is slow, and a case may have 30,000 operations.
-    monkeypatch.setattr(soak, "random_stream", partial(shortened, count=100))
+    monkeypatch.setattr(soak, "STREAMS", {"random": partial(shortened, count=100)})
     arguments = ["--engine", "pysim", "--presets", "small", "--jobs", "1", "--out", str(tmp_path)]
     assert soak.main([*arguments, "--operations", "1000000", "--attempts", "6"]) == 1
     printed = capsys.readouterr().out
@@ -157,7 +158,7 @@ def test_failure_is_found_and_shrunk(mutant, failure, monkeypatch, tmp_path, cap
 
 def test_what_never_occurred_is_no_success(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(soak, "ProcessPoolExecutor", lambda jobs, **_: ThreadPoolExecutor(jobs))
-    monkeypatch.setattr(soak, "random_stream", lambda *_, **__: Stream("idle", IDLE))
+    monkeypatch.setattr(soak, "STREAMS", {"idle": lambda *_, **__: Stream("idle", IDLE)})
     assert soak.main(["--engine", "pysim", "--operations", "1", "--jobs", "1"]) == 1
     assert "FAILED: never met: alignment_fault, async, " in capsys.readouterr().out
 
@@ -168,7 +169,7 @@ IDLE = [Operation("load", address=0, size=1, line=1)]
 def test_a_broken_case_is_named(monkeypatch):
     case = next(soak.cases(1, CONFIGURATIONS))
     stream = Stream("open", [Operation("branch", id=0, line=1)])
-    monkeypatch.setattr(soak, "random_stream", lambda *_, **__: stream)
+    monkeypatch.setitem(soak.STREAMS, case.traffic, lambda *_, **__: stream)
     with pytest.raises(StreamError) as refusal:
         soak.perform(case)
     assert refusal.value.__notes__ == [f"in {case}"]
