@@ -260,6 +260,38 @@ def test_write_is_seen_from_its_response_on():
     assert words == [0, 0x5500_0088]
 
 
+def test_reads_of_different_ids_overtake_each_other(seed):
+    """With pauses; and those of one id never do."""
+    driver = driver_of(load(0), seed=seed + 1)
+    addresses, beats, reads = (deque(range(100)) for _ in range(3))
+    written, answers = 0, []
+    while written < 100:
+        outputs = {"memory__bready": 1, "memory__wstrb": 0xFF, "memory__wlast": 1, **BURST}
+        if addresses:
+            outputs |= {"memory__awvalid": 1, "memory__awaddr": LINE + 8 * addresses[0]}
+        if beats:
+            outputs |= {"memory__wvalid": 1, "memory__wdata": beats[0]}
+        driven = cycle(driver, **outputs)
+        if addresses and driven["memory.awready"]:
+            addresses.popleft()
+        if beats and driven["memory.wready"]:
+            beats.popleft()
+        written += driven["memory.bvalid"]
+    while len(answers) < 100:
+        outputs = {"memory__rready": 1, **BURST}
+        if reads:
+            outputs |= {"memory__arvalid": 1, "memory__araddr": LINE + 8 * reads[0]}
+            outputs["memory__arid"] = reads[0] % 2
+        driven = cycle(driver, **outputs)
+        if reads and driven["memory.arready"]:
+            reads.popleft()
+        if driven["memory.rvalid"]:
+            answers.append((driven["memory.rid"], driven["memory.rdata"]))
+    for id in range(2):
+        assert [word for of, word in answers if of == id] == list(range(id, 100, 2))
+    assert [word for _, word in answers] != list(range(100))
+
+
 # ---- Rules that a pipeline may break -------------------------------------------------------------
 
 
