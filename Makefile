@@ -25,7 +25,7 @@ NONE      = $(error no suitable Python among "$(or $(PYTHON),$(PYTHONS))": emte 
             or newer with venv and pip (Debian and Ubuntu: package python3-venv); \
             name one with make PYTHON=/path/to/python3)
 
-.PHONY: help setup demo test coverage soak bench fuzz verilog fpga fpga-report docs lint types clean
+.PHONY: help setup demo test prove coverage soak bench fuzz verilog fpga fpga-report docs lint types clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -37,6 +37,9 @@ demo: $(CORE)  ## three recorded programs through the hardware, checked against 
 
 test: $(FULL)  ## unit, system, formal and cocotb tests
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
+
+prove: $(FULL)  ## every property of the hardware, also those too long for test; build/prove.json
+	$(BIN)/python tests/formal/prove.py --jobs $(JOBS) $(ARGS)
 
 coverage: $(FULL)  ## functional coverage of the cocotb regression, build/coverage/index.html
 	$(BIN)/python tests/cocotb/coverage_run.py --jobs $(JOBS) $(ARGS)

@@ -5,7 +5,7 @@ its uses; and one of these uses, any of them, it marks, to follow what is known 
 """
 
 from amaranth.asserts import AnyConst
-from amaranth.hdl import Assert, Assume, Cat, Cover, Module, Mux, Signal, Value
+from amaranth.hdl import Assert, Assume, Cat, Const, Cover, Module, Mux, Signal, Value
 from amaranth.lib import stream, wiring
 from emte.rtl.barrier import SpeculationBarrier
 from emte.rtl.config import Barrier, TagConfig
@@ -148,7 +148,7 @@ class SpeculationBarrierSpec(UnitSpec):
                 passed = unit.admitted.payload
                 stores_tags = (passed.access.op == Op.STG) | (passed.access.op == Op.STGM)
                 for name in request_layout(config)["access"].shape.members:
-                    means_something = stores_tags if name == "tags" else 1
+                    means_something = stores_tags if name == "tags" else Const(1)
                     m.d.comb += Assert(
                         ~means_something | (passed.access[name] == request.access[name]),
                         f"{name} of an access is changed on its way into the pipeline",

@@ -30,7 +30,7 @@ from emte.rtl.layouts import access_layout, generate_signature, verdict_layout
 from emte.rtl.pipeline import TagPipeline
 from formal import FormalError, abc, aiger_outputs, run
 
-__all__ = ["SECRETS", "Relation", "relate"]
+__all__ = ["CONTROLS", "DESIGNS", "PUBLISHED", "Relation", "problems", "relate"]
 
 SECRETS = {
     # Tags of stores, on their way.
@@ -79,6 +79,24 @@ UNOBSERVED = {"memory__wdata"}
 UNDEFINED_AFTER_RESET = {"cache.array.entries (what it reads)"}
 """Public state without a value after reset: the directory's read register. No tag enters it, and
 it is read again before it is used."""
+
+OBSERVED = {
+    *("access__ready", "verdict__valid", "verdict__payload", "tfsr", "storage_error"),
+    *("busy", "idle", "generate__request__ready", "generate__response__valid"),
+    *("generate__response__payload", "generate__rgsr"),
+    *(f"memory__aw{name}" for name in ("id", "addr", "len", "size", "burst", "valid")),
+    *(f"memory__ar{name}" for name in ("id", "addr", "len", "size", "burst", "valid")),
+    *("memory__wstrb", "memory__wlast", "memory__wvalid", "memory__bready", "memory__rready"),
+}
+"""The outputs that are compared, by hand: nothing may become unobserved unseen."""
+
+CONTROLS = {
+    ("cache.array.secret_tags", "check.secret_mismatches"): {
+        "next:cache.array.secret_tags.WR_DATA"
+    },
+    ("check.secret_mismatches",): {"next:check.secret_mismatches"},
+}
+"""Secrets that, taken as public, are seen to differ, and where: there is something to hide."""
 
 
 @dataclass(frozen=True)
@@ -254,7 +272,25 @@ def _solve(folder: Path, checks: list[str]) -> tuple[int, list[str]]:
     return gates, differing
 
 
-def report(title: str, relation: Relation) -> bool:
+def problems(relation: Relation, config: TagConfig) -> list[str]:
+    """What keeps the relation from being a proof; empty if it is one."""
+    # The delaying barrier holds no outcomes.
+    unused = {"barrier.secret_findings"} if config.barrier is Barrier.DELAY else set()
+    expected = [
+        ("can differ", relation.differing, set()),
+        ("secret", relation.secret, SECRETS - unused),
+        ("without a value after reset", relation.without_reset, UNDEFINED_AFTER_RESET),
+        ("observed", relation.observed, OBSERVED),
+        ("published, yet not there", PUBLISHED - set(relation.public), set()),
+    ]
+    return [
+        f"{title}: {', '.join(sorted(set(found) ^ reviewed))}"
+        for title, found, reviewed in expected
+        if set(found) != reviewed
+    ]
+
+
+def report(title: str, relation: Relation, config: TagConfig) -> bool:
     """Print what was proved about what; is the claim proved?"""
     print(f"{title}:")
     for kind, state in (("public", relation.public), ("secret", relation.secret)):
@@ -264,23 +300,21 @@ def report(title: str, relation: Relation) -> bool:
     print(f"  without a value after reset: {', '.join(relation.without_reset)}")
     print(f"  observed: {', '.join(relation.observed)}")
     print(f"  {len(relation.compared)} comparisons, {relation.gates} gates")
-    for check in relation.differing:
-        print(f"  can differ: {check}")
-    proved = (
-        not relation.differing
-        and set(relation.secret) <= SECRETS
-        and set(relation.without_reset) <= UNDEFINED_AFTER_RESET
-    )
-    print("  proved" if proved else "  NOT PROVED")
-    return proved
+    found = problems(relation, config)
+    for problem in found:
+        print(f"  unlike what was reviewed: {problem}")
+    print("  NOT PROVED" if found else "  proved")
+    return not found
 
 
 DESIGNS = {
     "small": SMALL,
-    "small, delay": TagConfig(sets=2, ways=2, held=4, barrier=Barrier.DELAY),
+    "small-delay": TagConfig(sets=2, ways=2, held=4, barrier=Barrier.DELAY),
     "default": DEFAULT,
 }
 
 if __name__ == "__main__":
-    results = [report(title, relate(TagPipeline(config))) for title, config in DESIGNS.items()]
+    results = [
+        report(title, relate(TagPipeline(config)), config) for title, config in DESIGNS.items()
+    ]
     sys.exit(0 if all(results) else 1)

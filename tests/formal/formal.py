@@ -88,16 +88,21 @@ class Lowered:
 
 
 @contextmanager
-def lower(spec: wiring.Component) -> Iterator[Lowered]:
-    """Lower a spec; see ``lower.py``. Its files are there within the context."""
-    with tempfile.TemporaryDirectory(prefix="emte-formal-") as name:
-        folder = Path(name)
+def lower(spec: wiring.Component, *, name: str = "") -> Iterator[Lowered]:
+    """Lower a spec; see ``lower.py``. Its files are there within the context.
+
+    ``name`` is that of the waveform of a counterexample; by default it is the spec's own.
+    """
+    with tempfile.TemporaryDirectory(prefix="emte-formal-") as temporary:
+        folder = Path(temporary)
         top = _Top(spec)
         source = folder / "spec.il"
         source.write_text(rtlil.convert(top, ports=top.ports, platform="formal"))
         run([sys.executable, SCRIPTS / "lower.py", source, folder])
         properties = json.loads((folder / "properties.json").read_text())
-        yield Lowered(type(spec).__name__, folder, properties["assert"], properties["cover"])
+        yield Lowered(
+            name or type(spec).__name__, folder, properties["assert"], properties["cover"]
+        )
 
 
 def prove(lowered: Lowered, *, only: str = "", seconds: int = 60) -> None:

@@ -4,7 +4,24 @@ from amaranth.asserts import AnySeq
 from amaranth.hdl import Assert, Assume, Cover, Module, Shape, ShapeLike, Signal, Value
 from amaranth.lib import stream, wiring
 from emte.rtl.axi import AXI4Signature
+from emte.rtl.config import TagConfig
 from emte.sim.monitors import StreamMonitor, axi4_channels
+
+__all__ = ["TINY", "UnitSpec"]
+
+TINY = TagConfig(
+    sets=2,
+    ways=2,
+    line_bytes=16,
+    held=2,
+    branches=2,
+    id_bits=1,
+    pa_bits=32,
+    memory_bits=12,
+    axi_address_bits=32,
+    axi_id_bits=1,
+)
+"""Everything twice: two of each kind can meet, and the searches stay short."""
 
 
 class UnitSpec(wiring.Component):

@@ -5,6 +5,7 @@ Each is a wrapper around a real unit, put in its place. They live here and never
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from operator import attrgetter
 from unittest import mock
 
 from amaranth.hdl import Module, Signal
@@ -24,8 +25,8 @@ class Wrapper(wiring.Component):
     Unit: type[wiring.Component]
     """The real unit."""
 
-    replaced: tuple[str, ...]
-    """Ports that :meth:`change` connects."""
+    replaced: tuple[str, ...] = ()
+    """Ports that :meth:`change` connects. All others are, before it is called."""
 
     differing: frozenset[str]
     """What of the pipeline is seen to differ because of the leak."""
@@ -141,7 +142,6 @@ class SquashMissed(Wrapper):
 
     Unit = SpeculationBarrier
     replaced = ("resolve",)
-    violated = "a verdict for an access that is squashed"
 
     def change(self, m: Module) -> None:
         m.d.comb += [
@@ -155,7 +155,6 @@ class BranchForgotten(Wrapper):
 
     Unit = SpeculationBarrier
     replaced = ("access",)
-    violated = "a verdict before the branches are resolved"
 
     def change(self, m: Module) -> None:
         connect(m, flipped(self.access), self.unit.access)
@@ -163,31 +162,11 @@ class BranchForgotten(Wrapper):
         m.d.comb += self.unit.access.payload.access.branches.eq(branches & ~1)
 
 
-class VerdictWithdrawn(Wrapper):
-    """A verdict is offered in every second cycle only."""
-
-    Unit = SpeculationBarrier
-    replaced = ("verdict",)
-    violated = "valid fell before the payload was taken"
-
-    def change(self, m: Module) -> None:
-        inside, outside = self.unit.verdict, self.verdict
-        even = Signal()
-        m.d.sync += even.eq(~even)
-        m.d.comb += [
-            outside.valid.eq(inside.valid & even),
-            inside.ready.eq(outside.ready & even),
-        ]
-        with m.If(outside.valid):
-            m.d.comb += outside.payload.eq(inside.payload)
-
-
 class VerdictLost(Wrapper):
     """The first verdict after reset does not come out."""
 
     Unit = SpeculationBarrier
     replaced = ("verdict",)
-    violated = "idle, and an access is owed its verdict"
 
     def change(self, m: Module) -> None:
         inside, outside = self.unit.verdict, self.verdict
@@ -199,8 +178,43 @@ class VerdictLost(Wrapper):
             m.d.sync += lost.eq(1)
 
 
-FAULTS = [SquashMissed, BranchForgotten, VerdictWithdrawn, VerdictLost]
-"""Of the barrier; each violates the assertion that it names."""
+class PointerDamaged(Wrapper):
+    """Bit 40 of a pointer is lost on the way into the pipeline."""
+
+    Unit = SpeculationBarrier
+
+    def change(self, m: Module) -> None:
+        m.d.comb += self.admitted.payload.access.va[40].eq(0)
+
+
+class FlagLost(Wrapper):
+    """No verdict tells that the access was a write."""
+
+    Unit = SpeculationBarrier
+
+    def change(self, m: Module) -> None:
+        m.d.comb += self.verdict.payload.wnr.eq(0)
+
+
+def withdrawn(unit: type[wiring.Component], output: str) -> type[Wrapper]:
+    """A unit that offers at one output in every second cycle only.
+
+    ``output`` is what comes before the names ``valid`` and ``ready`` of the stream or channel.
+    """
+
+    class Withdrawn(Wrapper):
+        Unit = unit
+
+        def change(self, m: Module) -> None:
+            even = Signal()
+            m.d.sync += even.eq(~even)
+            valid, ready = attrgetter(f"{output}valid"), attrgetter(f"{output}ready")
+            m.d.comb += [
+                valid(self).eq(valid(self.unit) & even),
+                ready(self.unit).eq(ready(self) & even),
+            ]
+
+    return Withdrawn
 
 
 @contextmanager

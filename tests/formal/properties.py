@@ -1,0 +1,342 @@
+"""Every property of the hardware that is shown, as data: see docs/verification.md.
+
+pytest runs the quick ones, ``prove.py`` all. A property counts only with the faults that it finds:
+each has covers, which show that its assumptions leave something to happen, and mutants, which are
+designs with a fault that it must refute.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from amaranth.lib import wiring
+from barrier_spec import SpeculationBarrierSpec
+from confidentiality import CONTROLS, DESIGNS, PUBLISHED, problems, relate
+from emte.rtl import (
+    AccessDecoder,
+    AccessQueue,
+    Barrier,
+    MissUnit,
+    SpeculationBarrier,
+    TagCache,
+    TagCheck,
+    TagConfig,
+    TagGenerator,
+    TagPipeline,
+)
+from formal import Counterexample, FormalError, cover, hold, lower, prove
+from unit_spec import TINY, UnitSpec
+from variants import (
+    LEAKS,
+    BranchForgotten,
+    FlagLost,
+    PointerDamaged,
+    SquashMissed,
+    VerdictLost,
+    Wrapper,
+    pipeline_with,
+    withdrawn,
+)
+
+__all__ = ["PROPERTIES", "Leak", "Mutant", "Property", "Row", "Secrecy", "Spec", "check"]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A spec around a design with a fault.
+
+    Attributes
+    ----------
+    name : str
+        What was built in.
+    spec
+        Makes the spec.
+    violated : str
+        Part of the name of the assertion that the fault violates.
+    """
+
+    name: str
+    spec: Callable[[], wiring.Component]
+    violated: str
+
+
+@dataclass(frozen=True)
+class Leak:
+    """A pipeline that gives tags away; ``variant.differing`` says where it shows."""
+
+    variant: type[Wrapper]
+
+    @property
+    def name(self) -> str:
+        return self.variant.__name__
+
+
+@dataclass(frozen=True, kw_only=True)
+class Property:
+    """What all kinds of properties have in common.
+
+    Attributes
+    ----------
+    name : str
+        Unique among those of the unit; words joined by hyphens.
+    unit : str
+        Whose property it is.
+    mutants : tuple
+        Designs that it must refute, at least one.
+    quick : bool
+        Is it for pytest, too? That is, does it take no more than a minute or so?
+    """
+
+    name: str
+    unit: str
+    mutants: tuple[Any, ...]
+    quick: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.mutants:
+            raise ValueError(f"{self.id} has no mutant: it might hold of everything")
+
+    @property
+    def id(self) -> str:
+        return f"{self.unit}.{self.name}"
+
+    @property
+    def extent(self) -> str:
+        """How far it is shown to hold."""
+        raise NotImplementedError
+
+    def verify(self) -> Mapping[str, Any]:
+        """Reach the covers, then show that the property holds; returns the covers."""
+        raise NotImplementedError
+
+    def refute(self, mutant: Any) -> None:
+        """See the property fail of a mutant."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec(Property):
+    """Assertions of a formal spec.
+
+    Attributes
+    ----------
+    spec
+        Makes the spec.
+    only : str
+        Part of the names of the assertions that are meant; all, if it is empty.
+    depth : int or None
+        Cycles after reset for which they are shown; None: for all time.
+    cover_depth : int
+        Cycles after reset within which each cover is reached, and each mutant refuted.
+    seconds : int
+        Time for each assertion, or for all if there is a depth.
+    """
+
+    spec: Callable[[], wiring.Component]
+    only: str = ""
+    depth: int | None = None
+    cover_depth: int
+    mutants: tuple[Mutant, ...]
+    seconds: int = 60
+
+    @property
+    def extent(self) -> str:
+        return "unbounded" if self.depth is None else f"{self.depth} cycles"
+
+    def verify(self) -> Mapping[str, int]:
+        with lower(self.spec(), name=self.id) as lowered:
+            covers = cover(lowered, depth=self.cover_depth, seconds=self.seconds)
+            if self.depth is None:
+                prove(lowered, only=self.only, seconds=self.seconds)
+            else:
+                hold(lowered, depth=self.depth, only=self.only, seconds=self.seconds)
+        return covers
+
+    def refute(self, mutant: Mutant) -> None:
+        with lower(mutant.spec(), name=f"{self.id}.{mutant.name}") as lowered:
+            try:
+                hold(lowered, depth=self.cover_depth, only=mutant.violated, seconds=self.seconds)
+            except Counterexample as found:
+                if not found.waveform.stat().st_size:
+                    raise FormalError(f"{found.waveform} is empty") from found
+            else:
+                raise FormalError(f"{mutant.name} keeps {mutant.violated!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Secrecy(Property):
+    """Tags are secret until release: two copies of a pipeline, in one step.
+
+    Its covers are secrets that are taken as public, and must be seen to differ.
+
+    Attributes
+    ----------
+    config : :class:`TagConfig`
+        Geometry.
+    """
+
+    config: TagConfig
+    mutants: tuple[Leak, ...]
+
+    @property
+    def extent(self) -> str:
+        return "unbounded"
+
+    def verify(self) -> Mapping[str, list[str]]:
+        design = TagPipeline(self.config)
+        if found := problems(relate(design), self.config):
+            raise FormalError("; ".join(found))
+        for published, differing in CONTROLS.items():
+            relation = relate(design, published={*PUBLISHED, *published})
+            if set(relation.differing) != differing:
+                raise FormalError(f"{published} taken as public: {relation.differing} differ")
+        return {" and ".join(secrets): sorted(seen) for secrets, seen in CONTROLS.items()}
+
+    def refute(self, mutant: Leak) -> None:
+        variant = mutant.variant
+        barrier = "barrier.unit" if variant.Unit is SpeculationBarrier else "barrier"
+        with pipeline_with(variant):
+            relation = relate(TagPipeline(self.config), barrier=barrier)
+        if missing := variant.differing - set(relation.differing):
+            raise FormalError(f"{mutant.name} is not seen at {sorted(missing)}")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What :func:`check` found: one row of the table that ``prove.py`` prints."""
+
+    property: str
+    unit: str
+    extent: str
+    covers: Mapping[str, Any]
+    refuted: list[str]
+    seconds: float
+
+
+def check(entry: Property) -> Row:
+    """Verify a property, and refute all its mutants.
+
+    Raises
+    ------
+    Counterexample
+        The property does not hold.
+    FormalError
+        It is neither proved nor refuted, a cover is not reached, or a mutant is not refuted.
+    """
+    start = time.monotonic()
+    covers = entry.verify()
+    for mutant in entry.mutants:
+        entry.refute(mutant)
+    return Row(
+        property=entry.name,
+        unit=entry.unit,
+        extent=entry.extent,
+        covers=covers,
+        refuted=[mutant.name for mutant in entry.mutants],
+        seconds=round(time.monotonic() - start, 1),
+    )
+
+
+def _stream_rules(unit: type[wiring.Component], output: str, stream: str, only: str = "") -> Spec:
+    """The rules of streams at all outputs of a unit; its mutant breaks one, at ``output``."""
+    mutant = withdrawn(unit, output)
+    return Spec(
+        name="stream-rules",
+        unit=unit.__name__,
+        spec=lambda: UnitSpec(unit(TINY)),
+        only=only,
+        cover_depth=30,
+        mutants=(
+            Mutant(
+                mutant.__name__,
+                lambda: UnitSpec(mutant(TINY)),
+                f"{stream}_rules.valid fell before the payload was taken",
+            ),
+        ),
+    )
+
+
+BARRIER_DEPTH = 10
+"""Cycles after reset in which the promise of the barrier is searched for a violation. A
+speculative access is answered in the 5th at the earliest, an id has its second use by the 7th."""
+
+
+def _barrier_mutant(
+    unit: type[Wrapper], violated: str, config: TagConfig, *, whole: bool = False
+) -> Mutant:
+    return Mutant(
+        unit.__name__,
+        lambda: SpeculationBarrierSpec(config, whole=whole, unit=unit(config)),
+        violated,
+    )
+
+
+def _barrier_promise(form: Barrier) -> Spec:
+    config = replace(TINY, barrier=form)
+    early = "a verdict before the branches are resolved"
+    unprotected = replace(TINY, barrier=Barrier.NONE)
+    return Spec(
+        name=f"promise-{form.value}",
+        unit="SpeculationBarrier",
+        spec=lambda: SpeculationBarrierSpec(config, lemmas=True),
+        cover_depth=BARRIER_DEPTH,
+        seconds=200,
+        mutants=(
+            _barrier_mutant(SquashMissed, "a verdict for an access that is squashed", config),
+            _barrier_mutant(BranchForgotten, early, config),
+            _barrier_mutant(
+                withdrawn(SpeculationBarrier, "verdict."),
+                "verdict_rules.valid fell before the payload was taken",
+                config,
+            ),
+            _barrier_mutant(VerdictLost, "idle, and an access is owed its verdict", config),
+            Mutant("NoProtection", lambda: SpeculationBarrierSpec(unprotected), early),
+        ),
+    )
+
+
+def _barrier_fields(form: Barrier) -> Spec:
+    config = replace(TINY, barrier=form)
+    return Spec(
+        name=f"fields-{form.value}",
+        unit="SpeculationBarrier",
+        spec=lambda: SpeculationBarrierSpec(config, whole=True),
+        depth=BARRIER_DEPTH,
+        cover_depth=BARRIER_DEPTH,
+        seconds=240,
+        mutants=(
+            _barrier_mutant(
+                PointerDamaged, "va of an access is changed on its way", config, whole=True
+            ),
+            _barrier_mutant(FlagLost, "the verdict's wnr is another access's", config, whole=True),
+        ),
+    )
+
+
+FORMS = (Barrier.OBLIVIOUS, Barrier.DELAY)
+
+PROPERTIES: tuple[Property, ...] = (
+    _stream_rules(AccessQueue, "o.", "o"),
+    # Alone, the barrier meets outcomes of accesses that it never admitted: what it asserts of them
+    # is held by its own spec below.
+    _stream_rules(SpeculationBarrier, "verdict.", "verdict", only="_rules."),
+    _stream_rules(AccessDecoder, "probe.", "probe"),
+    _stream_rules(TagCache, "tag_word.", "tag_word"),
+    _stream_rules(MissUnit, "memory.ar", "memory_ar"),
+    _stream_rules(TagCheck, "o.", "o"),
+    _stream_rules(TagGenerator, "generate.response.", "generate_response"),
+    _stream_rules(TagPipeline, "verdict.", "verdict"),
+    *(_barrier_promise(form) for form in FORMS),
+    *(_barrier_fields(form) for form in FORMS),
+    *(
+        Secrecy(
+            name=f"secrecy-{name}",
+            unit="TagPipeline",
+            config=config,
+            # One leak shows that the proof sees; all that it sees is shown on one geometry.
+            mutants=tuple(map(Leak, LEAKS if name == "small" else LEAKS[:1])),
+        )
+        for name, config in DESIGNS.items()
+    ),
+)
