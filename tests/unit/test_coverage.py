@@ -206,6 +206,7 @@ def classified(*operations: Operation) -> list[dict[str, str]]:
 
 
 TAGGED = Operation("map", address=0, bytes=1 << 20, memory="tagged")
+KEPT_BACK = Operation("map", address=1 << 31, bytes=0x1000, memory="no_tag_access")
 POINTER = 3 << 56 | 0x1000
 
 
@@ -234,13 +235,18 @@ POINTER = 3 << 56 | 0x1000
         (Regime(), Operation("stg", address=8, tag=1), "alignment"),
         (Regime(), Operation("ldg", address=8), "tags_read"),
         (Regime(ata=(0, 0)), Operation("ldg", address=8), "tags_off"),
+        (Regime(), Operation("load", address=1 << 31, size=1), "no_tag_access"),
+        (Regime(tcf=("none",) * 2), Operation("store", address=1 << 31, size=1), "no_tag_access"),
+        (Regime(), Operation("load", address=1 << 31, size=1, tco=1), "tco"),
+        (Regime(mtx=(1, 1)), Operation("stg", address=1 << 31, tag=1), "no_tag_access"),
+        (Regime(ata=(0, 0)), Operation("ldg", address=1 << 31), "tags_off"),
         (Regime(), Operation("load", address=STORAGE_BASE, size=1), "carve_out"),
         (Regime(), Operation("load", address=STORAGE_BASE - 1, size=1), "untagged"),
     ],
 )  # fmt: skip
 def test_rule_of_an_access(regime, operation, rule):
     stg = Operation("stg", address=POINTER, tag=3)
-    *_, values = classified(TAGGED, stg, Operation("regime", regime=regime), operation)
+    *_, values = classified(TAGGED, KEPT_BACK, stg, Operation("regime", regime=regime), operation)
     assert values["rule"] == rule
 
 
@@ -266,7 +272,7 @@ def test_target_of_maintenance(address, target):
     maps = [
         Operation("storage", address=0, bytes=1 << 20, base=STORAGE_BASE),
         Operation("map", address=0, bytes=1 << 22, memory="tagged"),
-        Operation("map", address=1 << 31, bytes=0x1000, memory="no_tag_access"),
+        KEPT_BACK,
     ]
     *_, values = classified(*maps, Operation("clean", address=address))
     assert values["target"] == target
