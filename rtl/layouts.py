@@ -134,8 +134,9 @@ def control_layout(config: TagConfig) -> data.StructLayout:
     """Translation regime and tag-storage map, sampled with each access.
 
     ``tbi``, ``mtx`` and ``tcma`` are indexed by VA[55]; ``ata``, ``tcso`` and ``tcf`` by the
-    exception level (0: EL0). The map changes only while the pipeline is idle, after
-    CLEAN_INVALIDATE of all lines.
+    exception level (0: EL0). The map is there from the end of reset on, for the initialiser. It
+    changes only while the pipeline is idle, after CLEAN_INVALIDATE of all lines; then the storage
+    of the new map is the firmware's to zero.
     """
     return data.StructLayout(
         {
@@ -148,7 +149,7 @@ def control_layout(config: TagConfig) -> data.StructLayout:
             "memory_base": config.pa_bits,  # multiple of 4096
             "memory_bytes": config.memory_bits + 1,  # multiple of 4096
             "storage_base": config.axi_address_bits,  # multiple of 128
-            "storage_zeroed": 1,  # firmware vouches that storage holds zeros
+            "storage_zeroed": 1,  # firmware vouches, at reset, that storage holds zeros
         }
     )
 

@@ -30,6 +30,10 @@ class TagPipeline(wiring.Component):
     Certain accesses of one tag word are sustained at one per cycle. No combinational path leads
     from an input to an output.
 
+    After reset the directory of the cache is swept, which takes ``config.sets`` cycles, and tag
+    storage is zeroed unless ``control.storage_zeroed`` is set. ``busy`` falls when that is done; up
+    to then no access gets a verdict.
+
     The core keeps to this contract: ids are unique while outstanding, and free again after their
     verdict or in the cycle after the resolve that squashed them; an access that crosses a page
     comes as two; tag stores, maintenance and requests for tags are sent only when they are certain;
@@ -57,7 +61,8 @@ class TagPipeline(wiring.Component):
     storage_error : ``Out(1)``
         Sticky: a write to tag storage failed.
     busy : ``Out(1)``
-        The cache is swept, waits for storage, or does maintenance.
+        The cache is swept or tag storage zeroed, both after reset, or the cache waits for storage
+        or does maintenance.
     idle : ``Out(1)``
         Nothing is inside and nothing outstanding: the clock may stop, the map may change.
     """
@@ -109,7 +114,13 @@ class TagPipeline(wiring.Component):
             m.d.comb += request.control[name].eq(getattr(self.control, name))
 
         wiring.connect(m, wiring.flipped(self.resolve), barrier.resolve)
-        wiring.connect(m, barrier.admitted, decoder.i)
+        # Nothing goes further before tag storage holds no tags of before the reset: not even an
+        # access that needs none gets its PASS.
+        m.d.comb += [
+            decoder.i.payload.eq(barrier.admitted.payload),
+            decoder.i.valid.eq(barrier.admitted.valid & cache.ready),
+            barrier.admitted.ready.eq(decoder.i.ready & cache.ready),
+        ]
         wiring.connect(m, decoder.probe, cache.probe)
         wiring.connect(m, decoder.unchecked, barrier.unchecked)
         wiring.connect(m, cache.tag_word, check.i)

@@ -58,8 +58,9 @@ class TagCache(wiring.Component):
     What the cache does, and when, follows from the probes' kinds, words and masks and from the
     memory port's handshakes, never from tags.
 
-    After reset the directory is swept, which takes ``config.sets`` cycles. Before the first probe
-    that needs tags is looked up, all of tag storage is zeroed, unless ``storage_zeroed`` is set.
+    After reset the directory is swept, which takes ``config.sets`` cycles, and then all of tag
+    storage is zeroed, line after line, unless ``storage_zeroed`` is set. No probe is taken before
+    ``ready``.
 
     Members
     -------
@@ -70,13 +71,16 @@ class TagCache(wiring.Component):
         with ``abort`` did not happen. Maintenance is answered when storage has all that was written
         back, and aborts if ``storage_error`` is set.
     storage_base, storage_bytes, storage_zeroed : ``In``
-        The tag-storage map; changes only while nothing is in the cache.
+        The tag-storage map, for the initialiser from the end of reset on. It changes only while
+        nothing is in the cache; then the new map's storage is the firmware's to zero.
     memory : ``Out(memory_signature(config))``
         Tag storage.
     storage_error : ``Out(1)``
         Sticky: a write to tag storage failed. From then on CHECK and LOAD probes abort.
+    ready : ``Out(1)``
+        The directory is swept, and storage holds no tags of before. Stays until reset.
     busy : ``Out(1)``
-        The cache is swept, waits for storage, or does maintenance.
+        The cache is not ready, waits for storage, or does maintenance.
     idle : ``Out(1)``
         No probe is inside, and nothing is outstanding at ``memory``.
     """
@@ -88,6 +92,7 @@ class TagCache(wiring.Component):
     storage_zeroed: Signal
     memory: wiring.PureInterface
     storage_error: Signal
+    ready: Signal
     busy: Signal
     idle: Signal
 
@@ -102,6 +107,7 @@ class TagCache(wiring.Component):
                 "storage_zeroed": In(1),
                 "memory": Out(memory_signature(config)),
                 "storage_error": Out(1),
+                "ready": Out(1),
                 "busy": Out(1),
                 "idle": Out(1),
             }
@@ -252,7 +258,6 @@ class TagCache(wiring.Component):
                 array.tags_value.eq(miss_unit.tags_value),
             ]
 
-        storage_ready = Signal()
         with m.FSM(init="SWEEP") as fsm:
             with m.State("SWEEP"):
                 m.d.comb += [
@@ -263,7 +268,21 @@ class TagCache(wiring.Component):
                     array.replacement_value.eq(0),
                 ]
                 m.d.sync += walk_set.eq(walk_set + 1)
-                with m.If(last_set):
+                with m.If(last_set & self.storage_zeroed):
+                    m.next = "LOOKUP"
+                with m.Elif(last_set):
+                    m.next = "INITIALISE"
+
+            with m.State("INITIALISE"):
+                m.d.comb += [
+                    request.kind.eq(MissKind.INITIALISE),
+                    miss_unit.request.valid.eq(1),
+                ]
+                with m.If(miss_unit.request.ready):
+                    m.next = "INITIALISING"
+
+            with m.State("INITIALISING"):
+                with m.If(miss_unit.done):
                     m.next = "LOOKUP"
 
             with m.State("LOOKUP"):
@@ -283,27 +302,10 @@ class TagCache(wiring.Component):
                         m.d.sync += [s1_done.eq(1), s1_abort.eq(self.storage_error)]
                 with m.Elif(s1_valid & self.storage_error & (s1.kind != ProbeKind.STORE)):
                     m.d.sync += [s1_done.eq(1), s1_abort.eq(1)]
-                with m.Elif(s1_valid & ~storage_ready):
-                    m.next = "INITIALISE"
                 with m.Elif(s1_valid & hit_ways.any()):
                     m.d.comb += s1_complete.eq(1)
                 with m.Elif(s1_valid):
                     m.next = "MISS"
-
-            with m.State("INITIALISE"):
-                m.d.comb += request.kind.eq(MissKind.INITIALISE)
-                with m.If(self.storage_zeroed):
-                    m.d.sync += storage_ready.eq(1)
-                    m.next = "LOOKUP"
-                with m.Else():
-                    m.d.comb += miss_unit.request.valid.eq(1)
-                    with m.If(miss_unit.request.ready):
-                        m.next = "INITIALISING"
-
-            with m.State("INITIALISING"):
-                with m.If(miss_unit.done):
-                    m.d.sync += storage_ready.eq(1)
-                    m.next = "LOOKUP"
 
             with m.State("MISS"):
                 # The array's output belongs to stage 2 until that is empty. The victim's entry
@@ -363,6 +365,9 @@ class TagCache(wiring.Component):
                     m.next = "VISIT"
 
         m.d.comb += [
+            self.ready.eq(
+                ~fsm.ongoing("SWEEP") & ~fsm.ongoing("INITIALISE") & ~fsm.ongoing("INITIALISING")
+            ),
             self.busy.eq(~fsm.ongoing("LOOKUP")),
             self.idle.eq(fsm.ongoing("LOOKUP") & ~s1_valid & ~s2_valid & miss_unit.idle),
         ]

@@ -675,19 +675,31 @@ def test_sim_unchecked_accesses_touch_no_tags():
 
 
 def test_sim_storage_is_initialised_before_the_first_pass():
+    """Accesses that are offered from reset on, of which two need no tags, and one is squashed."""
     bench = Bench(zeroed=0, latency=0)
     size = len(MAP) // 32
     bench.memory.words = dict.fromkeys(range(STORAGE, STORAGE + size, 8), (1 << 64) - 1)
     traffic = Traffic(SMALL)
+    traffic.access("load", UNTAGGED, size=8)
+    traffic.access("load", MAP.start, size=8, tco=1)
+    traffic.access("load", MAP.stop - 16, size=16, branches=[0])
+    traffic.resolve(0, mispredicted=True)
     traffic.access("load", MAP.stop - 16, size=16)
+    traffic.access("ldg", MAP.start)
+
+    def inspect():
+        if set(bench.memory.words.values()) != {0}:
+            assert bench.ctx.get(bench.dut.busy)
+            assert not bench.ctx.get(bench.dut.verdict.valid)
 
     async def scenario():
-        await bench.play(traffic.steps)
-        assert set(bench.memory.words.values()) == {0}
-        assert not bench.ctx.get(bench.dut.busy)
+        assert bench.ctx.get(bench.dut.busy)
+        await bench.play(traffic.steps, inspect=inspect)
 
     bench.run(scenario)
-    assert bench.verdicts[0][0].outcome == {"outcome": "pass"}
+    assert [step.outcome for step, _ in bench.verdicts] == [{"outcome": "pass"}] * 3 + [
+        {"outcome": "pass", "tag": 0}
+    ]
 
 
 def test_sim_reset_in_the_middle_of_traffic():
@@ -734,6 +746,39 @@ def test_sim_reset_in_the_middle_of_traffic():
         {"outcome": "pass"},
         {"outcome": "pass", "tag": 0},
     ] * 4
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_sim_refill_error(name):
+    """An access whose tags storage cannot give is aborted, a held one when it is certain; what
+    needs no tags passes; the next access fetches the line anew."""
+    config = CONFIGS[name]
+    bench = Bench(config)
+    bench.memory.read_errors = range(STORAGE, STORAGE + 64)
+    traffic = Traffic(config)
+    address = MAP.start | 0x20
+    for op, wnr in (("load", 0), ("store", 0), ("ldg", 0), ("stg", 1)):
+        traffic.access(op, address, **{"stg": {"tag": 9}, "ldg": {}}.get(op, {"size": 16}))
+        traffic.steps[-1].outcome = {"outcome": "external_abort", "far": hex(address), "wnr": wnr}
+    traffic.access("load", address, size=16, branches=(0,) if name != "none" else ())
+    traffic.steps[-1].outcome = {"outcome": "external_abort", "far": hex(address), "wnr": 0}
+    if name != "none":
+        traffic.resolve(0)
+    traffic.access("load", address, size=16, tco=1)
+    broken = list(traffic.steps)
+    healed = Traffic(config)
+    healed.access("load", address, size=16)
+    healed.access("ldg", address)
+
+    async def scenario():
+        await bench.play(broken)
+        bench.memory.read_errors = ()
+        await bench.play(healed.steps)
+        assert not bench.ctx.get(bench.dut.storage_error)
+
+    bench.run(scenario)
+    assert [step.outcome["outcome"] for step in healed.steps] == ["pass", "pass"]
+    assert healed.steps[1].outcome["tag"] == 0
 
 
 def test_sim_storage_error():

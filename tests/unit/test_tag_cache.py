@@ -47,6 +47,7 @@ def test_init():
         "storage_bytes": (In, 36),
         "storage_zeroed": (In, 1),
         "storage_error": (Out, 1),
+        "ready": (Out, 1),
         "busy": (Out, 1),
         "idle": (Out, 1),
     }
@@ -470,9 +471,9 @@ def test_sim_new_map_after_flush():
     bench.script(script)
 
 
-@pytest.mark.parametrize("kind", [CHECK, LOAD, STORE])
+@pytest.mark.parametrize("kind", [CHECK, LOAD, STORE, CLEAN, FLUSH_ALL])
 def test_sim_initialise(kind):
-    """Unless storage is vouched for, it is zeroed before the first probe is answered, once."""
+    """Unless storage is vouched for, it is zeroed after reset, before any probe is taken."""
     bench = Bench(storage_bytes=3 * 128, zeroed=0, latency=0)
     inside = range(BASE, BASE + 3 * 128, 8)
     around = [BASE - 8, BASE + 3 * 128]
@@ -480,21 +481,46 @@ def test_sim_initialise(kind):
     bench.memory.words = dict.fromkeys([*inside, *around], full)
 
     async def script(ctx, ask):
-        for maintenance in (CLEAN, FLUSH, CLEAN_ALL, FLUSH_ALL):
-            await ask(maintenance)
-        assert set(bench.memory.words.values()) == {full}
+        dut = bench.dut
+
+        async def watch(ctx):
+            while not ctx.get(dut.ready):
+                assert ctx.get(dut.busy)
+                assert not ctx.get(dut.probe.ready)
+                assert not ctx.get(dut.idle)
+                await ctx.tick()
+            assert not ctx.get(dut.busy)
+            assert [bench.memory.words[address] for address in inside] == [0] * len(inside)
+
         word, abort = await ask(kind, 5, 0xF, 0x4321)
         assert not abort
-        if kind is not STORE:
+        if kind in (CHECK, LOAD):
             assert word == 0
-        assert [bench.memory.words[address] for address in inside] == [0] * len(inside)
         await ask(STORE, 40, 0xF, 0x1234)
         await ask(FLUSH_ALL)
         assert await ask(LOAD, 40) == (0x1234, 0)
         assert (await ask(LOAD, 5))[0] == (0x4321 if kind is STORE else 0)
+        assert ctx.get(dut.ready)
 
     bench.script(script)
     assert [bench.memory.words[address] for address in around] == [full, full]
+
+
+def test_sim_initialise_without_being_asked():
+    """Storage is zeroed with no probe in sight, once; ``storage_zeroed`` counts at reset alone."""
+    bench = Bench(storage_bytes=3 * 128, zeroed=0)
+    bench.memory.words = {BASE: 0x1234}
+
+    async def script(ctx, ask):
+        while not ctx.get(bench.dut.ready):
+            await ctx.tick()
+        assert bench.memory.words[BASE] == 0
+        bench.memory.words[BASE] = 0x5678
+        assert await ask(LOAD, 0) == (0x5678, 0)
+
+    bench.script(script)
+    lines = 3 * 128 // SMALL.line_bytes
+    assert bench.writes == [BASE + SMALL.line_bytes * n for n in range(lines)]
 
 
 def test_sim_initialise_error():
@@ -542,7 +568,9 @@ def test_sim_reset_forgets_every_line():
             assert ctx.get(bench.dut.busy)
             assert not ctx.get(bench.dut.idle)
             assert not ctx.get(bench.dut.probe.ready)
+            assert not ctx.get(bench.dut.ready)
             await ctx.tick()
+        assert ctx.get(bench.dut.ready)
         assert not ctx.get(bench.dut.busy)
         assert ctx.get(bench.dut.idle)
         for word in range(0, 32, 2):
