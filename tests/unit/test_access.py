@@ -143,7 +143,7 @@ def run(cases, *, config=CONFIG, pauses=None):
 # What the architecture says, granule by granule and byte by byte
 
 
-def is_checked(access, control):
+def is_tag_checked(access, control):
     half = access["va"] >> 55 & 1
     level = 0 if access["el0"] else 1
     store_only = control["tcso"] >> level & 1
@@ -156,9 +156,12 @@ def is_checked(access, control):
         return False
     if not control["ata"] >> level & 1 or access["tco"]:
         return False
-    if store_only and not writes:
-        return False
-    return control["tcf"][level] is not CheckMode.NONE
+    return not store_only or writes
+
+
+def is_checked(access, control):
+    mode = control["tcf"][0 if access["el0"] else 1]
+    return is_tag_checked(access, control) and mode is not CheckMode.NONE
 
 
 def expected(access, control):
@@ -201,6 +204,13 @@ def expected(access, control):
         return finding(Outcome.PASS)
     if op is Op.STG and va % 16:
         return finding(Outcome.ALIGNMENT_FAULT, wnr=1)
+    if access["memory"] is Memory.NO_TAG_ACCESS:
+        uses_tags = ata if op not in DATA else is_tag_checked(access, control)
+        if uses_tags:
+            return finding(Outcome.PERMISSION_FAULT, wnr=op in TAG_STORES)
+        if in_carve_out:
+            return finding(Outcome.EXTERNAL_ABORT, wnr=op in TAG_STORES or writes)
+        return finding(Outcome.PASS)
     if op in TAG_STORES and ata and mtx and not tagged:
         return finding(Outcome.PERMISSION_FAULT, wnr=1)
     if in_carve_out:
@@ -705,7 +715,7 @@ def random_case(rng, config):
         "va": va,
         "pa": pa,
         "bytes": size,
-        "memory": rng.choice([Memory.TAGGED, Memory.TAGGED, Memory.UNTAGGED]),
+        "memory": rng.choice([Memory.TAGGED, Memory.TAGGED, *Memory]),
         "exempt": rng.random() < 0.1,
         "tco": rng.random() < 0.1,
         "el0": rng.getrandbits(1),
