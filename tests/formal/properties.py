@@ -26,12 +26,15 @@ from emte.rtl import (
     TagPipeline,
 )
 from formal import Counterexample, FormalError, cover, hold, lower, prove
+from initialiser_spec import InitialiserSpec
 from unit_spec import TINY, UnitSpec
 from variants import (
     LEAKS,
     BranchForgotten,
     FlagLost,
+    LastLineForgotten,
     PointerDamaged,
+    ReadyAtOnce,
     SquashMissed,
     VerdictLost,
     Wrapper,
@@ -314,6 +317,10 @@ def _barrier_fields(form: Barrier) -> Spec:
     )
 
 
+INITIALISED = "ready, and a line is not zeroed"
+INITIALISED_DEPTH = 50
+"""Cycles after reset: the 8 lines of the smallest map are zeroed after 45 at the latest."""
+
 FORMS = (Barrier.OBLIVIOUS, Barrier.DELAY)
 
 PROPERTIES: tuple[Property, ...] = (
@@ -327,6 +334,20 @@ PROPERTIES: tuple[Property, ...] = (
     _stream_rules(TagCheck, "o.", "o"),
     _stream_rules(TagGenerator, "generate.response.", "generate_response"),
     _stream_rules(TagPipeline, "verdict.", "verdict"),
+    Spec(
+        name="initialised",
+        unit="TagCache",
+        spec=lambda: InitialiserSpec(TagCache(TINY)),
+        only="ready",
+        depth=INITIALISED_DEPTH,
+        cover_depth=INITIALISED_DEPTH,
+        seconds=300,
+        quick=False,
+        mutants=tuple(
+            Mutant(unit.__name__, lambda unit=unit: InitialiserSpec(unit(TINY)), INITIALISED)
+            for unit in (ReadyAtOnce, LastLineForgotten)
+        ),
+    ),
     *(_barrier_promise(form) for form in FORMS),
     *(_barrier_fields(form) for form in FORMS),
     *(

@@ -32,6 +32,7 @@ class Wrapper(wiring.Component):
     """What of the pipeline is seen to differ because of the leak."""
 
     def __init__(self, config: TagConfig) -> None:
+        self.config = config
         self.unit = self.Unit(config)
         super().__init__(self.unit.signature)
 
@@ -194,6 +195,26 @@ class FlagLost(Wrapper):
 
     def change(self, m: Module) -> None:
         m.d.comb += self.verdict.payload.wnr.eq(0)
+
+
+class ReadyAtOnce(Wrapper):
+    """The cache tells that it is ready as soon as it is out of reset."""
+
+    Unit = TagCache
+
+    def change(self, m: Module) -> None:
+        m.d.comb += self.ready.eq(1)
+
+
+class LastLineForgotten(Wrapper):
+    """The last line of tag storage is not zeroed."""
+
+    Unit = TagCache
+
+    def change(self, m: Module) -> None:
+        short = self.storage_bytes - self.config.line_bytes
+        with m.If(self.storage_bytes.any()):
+            m.d.comb += self.unit.storage_bytes.eq(short)
 
 
 def withdrawn(unit: type[wiring.Component], output: str) -> type[Wrapper]:
