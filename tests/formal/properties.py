@@ -319,7 +319,7 @@ def _barrier_fields(form: Barrier) -> Spec:
 
 INITIALISED = "ready, and a line is not zeroed"
 INITIALISED_DEPTH = 50
-"""Cycles after reset: the 8 lines of the smallest map are zeroed after 45 at the latest."""
+"""Cycles after reset: the 8 lines of the smallest map are zeroed after 45 at the earliest."""
 
 FORMS = (Barrier.OBLIVIOUS, Barrier.DELAY)
 
