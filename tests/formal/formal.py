@@ -8,6 +8,8 @@ Reset is free, too: a property holds also when traffic is cut off by a reset.
 Properties are proved without bound: by sequential sweeping (``scorr`` of ABC), and what that leaves
 open by property directed reachability (``pdr``), one property after the other. Lemmas, which are
 assertions named "lemma" and a number, come first, in that order, and help the proofs after them.
+Where all that a unit shows follows from the inputs of its last few cycles, induction over these
+cycles proves it without any lemma, and one call of a solver (``kissat``) decides each assertion.
 Covers, mutants and bounded claims go to ``bmc3``.
 """
 
@@ -17,7 +19,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +29,17 @@ from amaranth.back import rtlil
 from amaranth.hdl import ClockDomain, Elaboratable, Module, Signal, Value
 from amaranth.lib import wiring
 
-__all__ = ["Counterexample", "FormalError", "Lowered", "cover", "decide", "hold", "lower", "prove"]
+__all__ = [
+    "Counterexample",
+    "FormalError",
+    "Lowered",
+    "cover",
+    "decide",
+    "hold",
+    "induct",
+    "lower",
+    "prove",
+]
 
 ABC = Path(pyosys.__file__).parent / "yosys-abc"
 SCRIPTS = Path(__file__).parent
@@ -178,6 +190,55 @@ def decide(
     return False
 
 
+def induct(lowered: Lowered, *, steps: int, only: str = "", seconds: int = 60) -> None:
+    """Prove every assertion whose name contains ``only`` for all time.
+
+    The unit is in any state, and no assertion fails for ``steps`` cycles: then those that are
+    selected hold in the next cycle. And they hold in the first ``steps`` cycles. So the ones that
+    are not selected must be proved, too, with no more steps.
+
+    Raises
+    ------
+    Counterexample
+        One fails within the first cycles.
+    FormalError
+        One does not follow from the cycles before, there was no answer within ``seconds`` for each,
+        or there is nothing to prove.
+    """
+    numbers = _select(lowered, only)
+    total = len(lowered.asserts)
+    unrolled, question = lowered.file("unrolled.aig"), lowered.file("question.aig")
+    read = f"read_aiger {lowered.file('assert.aig')}; strash; dc2"
+
+    def possible(cycle: int, number: int) -> bool:
+        """May the assertion be the first to fail, in this cycle?"""
+        before = range(cycle * total)
+        select_outputs(unrolled, question, [cycle * total + number], negated=before)
+        conjunction = "andpos; strash; " if before else ""
+        abc(f"read_aiger {question}; {conjunction}write_aiger {question}")
+        ((literal,),) = aiger_outputs(question)[1:]
+        if literal == 0:
+            return False
+        # Kissat is for the hard ones; it fails where there is nothing to decide.
+        for solver in (f"read_aiger {question}; sat -C 50000", f"&read {question}; &kissat"):
+            log = abc(solver, seconds=seconds)
+            if match := re.search(r"\b(un)?satisfiable", log, re.IGNORECASE):
+                return not match[1]
+        raise FormalError(f"neither proved nor refuted: {lowered.asserts[number]}\n{log[-1500:]}")
+
+    abc(f"{read}; frames -i -F {steps}; write_aiger {unrolled}")
+    for cycle in range(steps):
+        for number in numbers:
+            if possible(cycle, number):
+                waveform = _replay(lowered, number, cycle)
+                raise Counterexample({lowered.asserts[number]: cycle}, waveform)
+    abc(f"{read}; frames -F {steps + 1}; comb; write_aiger {unrolled}")
+    for number in numbers:
+        if possible(steps, number):
+            name = lowered.asserts[number]
+            raise FormalError(f"does not follow from {steps} cycles before: {name}")
+
+
 def _replay(lowered: Lowered, number: int, frame: int) -> Path:
     """Write the waveform of a counterexample; returns its path."""
     selected, witness = lowered.file("selected.aig"), lowered.file("witness.aiw")
@@ -270,13 +331,19 @@ def aiger_outputs(path: Path) -> tuple[int, list[int]]:
         return int(latches), [int(file.readline()) for _ in range(int(outputs))]
 
 
-def select_outputs(source: Path, target: Path, numbers: list[int]) -> None:
-    """Write the network of ``source`` with nothing but these outputs, in this order."""
+def select_outputs(
+    source: Path, target: Path, numbers: list[int], *, negated: Iterable[int] = ()
+) -> None:
+    """Write the network of ``source`` with nothing but these outputs, in this order.
+
+    Those of ``negated`` come after ``numbers``, and are negated.
+    """
     with source.open("rb") as file:
         kind, top, inputs, latches, outputs, gates = file.readline().split()[:6]
         state = [file.readline() for _ in range(int(latches))]
-        literals = [file.readline() for _ in range(int(outputs))]
+        literals = [int(file.readline()) for _ in range(int(outputs))]
         rest = file.read()
-    header = b" ".join((kind, top, inputs, latches, b"%d" % len(numbers), gates)) + b"\n"
+    chosen = [*(literals[n] for n in numbers), *(literals[n] ^ 1 for n in negated)]
+    header = b" ".join((kind, top, inputs, latches, b"%d" % len(chosen), gates)) + b"\n"
     # Names of outputs, at the end, are dropped with everything else that is no gate.
-    target.write_bytes(b"".join((header, *state, *(literals[n] for n in numbers), rest)))
+    target.write_bytes(b"".join((header, *state, *(b"%d\n" % n for n in chosen), rest)))

@@ -25,7 +25,17 @@ from emte.rtl import (
     TagGenerator,
     TagPipeline,
 )
-from formal import Counterexample, FormalError, cover, hold, lower, prove
+from formal import Counterexample, FormalError, cover, hold, induct, lower, prove
+from generator_reference import LATENCY, TagGeneratorSpec
+from generator_variants import (
+    EntropyReversed,
+    ExcludeIgnored,
+    LateOnZero,
+    SeedNotTaken,
+    SubtractsBackwards,
+    TagsWithoutAccess,
+    UpperSeedLost,
+)
 from initialiser_spec import InitialiserSpec
 from unit_spec import TINY, UnitSpec
 from variants import (
@@ -130,6 +140,8 @@ class Spec(Property):
         Part of the names of the assertions that are meant; all, if it is empty.
     depth : int or None
         Cycles after reset for which they are shown; None: for all time.
+    steps : int or None
+        Cycles of induction that prove it, where no lemma is needed; see :func:`formal.induct`.
     cover_depth : int
         Cycles after reset within which each cover is reached, and each mutant refuted.
     seconds : int
@@ -139,6 +151,7 @@ class Spec(Property):
     spec: Callable[[], wiring.Component]
     only: str = ""
     depth: int | None = None
+    steps: int | None = None
     cover_depth: int
     mutants: tuple[Mutant, ...]
     seconds: int = 60
@@ -150,7 +163,9 @@ class Spec(Property):
     def verify(self) -> Mapping[str, int]:
         with lower(self.spec(), name=self.id) as lowered:
             covers = cover(lowered, depth=self.cover_depth, seconds=self.seconds)
-            if self.depth is None:
+            if self.steps is not None:
+                induct(lowered, steps=self.steps, only=self.only, seconds=self.seconds)
+            elif self.depth is None:
                 prove(lowered, only=self.only, seconds=self.seconds)
             else:
                 hold(lowered, depth=self.depth, only=self.only, seconds=self.seconds)
@@ -321,6 +336,28 @@ INITIALISED = "ready, and a line is not zeroed"
 INITIALISED_DEPTH = 50
 """Cycles after reset: the 8 lines of the smallest map are zeroed after 45 at the earliest."""
 
+
+def _generator_choice(name: str, *, longest: int, quick: bool, faults: dict[type, str]) -> Spec:
+    """What the generator answers; the walks that are asked for are no longer than ``longest``."""
+    return Spec(
+        name=name,
+        unit="TagGenerator",
+        spec=lambda: TagGeneratorSpec(TINY, longest=longest),
+        steps=LATENCY + 1,
+        cover_depth=12,
+        seconds=600,
+        quick=quick,
+        mutants=tuple(
+            Mutant(
+                unit.__name__,
+                lambda unit=unit: TagGeneratorSpec(TINY, longest=longest, unit=unit(TINY)),
+                violated,
+            )
+            for unit, violated in faults.items()
+        ),
+    )
+
+
 FORMS = (Barrier.OBLIVIOUS, Barrier.DELAY)
 
 PROPERTIES: tuple[Property, ...] = (
@@ -347,6 +384,29 @@ PROPERTIES: tuple[Property, ...] = (
             Mutant(unit.__name__, lambda unit=unit: InitialiserSpec(unit(TINY)), INITIALISED)
             for unit in (ReadyAtOnce, LastLineForgotten)
         ),
+    ),
+    _generator_choice(
+        "short-walks",
+        longest=3,
+        quick=True,
+        faults={
+            ExcludeIgnored: "an excluded tag",
+            LateOnZero: "the time to the response is not constant",
+        },
+    ),
+    _generator_choice(
+        "choice",
+        longest=15,
+        quick=False,
+        faults={
+            ExcludeIgnored: "an excluded tag",
+            TagsWithoutAccess: "tag access is disabled, and the tag is not 0",
+            SubtractsBackwards: "not the tag after a walk of 03",
+            EntropyReversed: "not the tag that entropy picks",
+            UpperSeedLost: "RGSR.SEED is not the architected one",
+            SeedNotTaken: "the LFSR is stuck at a seed of zero",
+            LateOnZero: "the time to the response is not constant",
+        },
     ),
     *(_barrier_promise(form) for form in FORMS),
     *(_barrier_fields(form) for form in FORMS),

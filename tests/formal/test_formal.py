@@ -1,11 +1,11 @@
 """The harness of the proofs; the properties themselves are tested in ``test_properties.py``."""
 
 import pytest
-from amaranth.hdl import Assert, Cover, Module, Mux, Signal
+from amaranth.hdl import Assert, Cat, Cover, Module, Mux, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In
 from emte.rtl import AccessQueue
-from formal import Counterexample, FormalError, cover, decide, hold, lower, prove
+from formal import Counterexample, FormalError, cover, decide, hold, induct, lower, prove
 from unit_spec import TINY, UnitSpec
 
 pytestmark = pytest.mark.formal
@@ -17,6 +17,8 @@ def test_selecting_nothing_is_refused():
             prove(lowered, only="misspelt")
         with pytest.raises(FormalError, match="no assertion with 'misspelt'"):
             hold(lowered, depth=1, only="misspelt")
+        with pytest.raises(FormalError, match="no assertion with 'misspelt'"):
+            induct(lowered, steps=1, only="misspelt")
 
 
 class Counting(wiring.Component):
@@ -50,6 +52,36 @@ def test_lemmas_hide_no_fault():
             decide(lowered, source, false, [true], seconds=10)
         with pytest.raises(Counterexample, match=r"^spec\.false \(cycle 4\), see"):
             prove(lowered)
+
+
+class Delays(wiring.Component):
+    """The same delay of two cycles twice."""
+
+    i: In(1)
+
+    def __init__(self, init: int) -> None:
+        self.init = init
+        super().__init__()
+
+    def elaborate(self, platform) -> Module:
+        m = Module()
+        first = Signal(2)
+        second = Signal(2, init=self.init)
+        m.d.sync += [first.eq(Cat(self.i, first)), second.eq(Cat(self.i, second))]
+        m.d.comb += Assert(first[1] == second[1], "the same delay")
+        return m
+
+
+def test_induction_over_cycles():
+    with lower(Delays(0b00)) as lowered:
+        induct(lowered, steps=2)
+        with pytest.raises(FormalError, match=r"not follow from 1 cycles before: spec\.the same"):
+            induct(lowered, steps=1)
+    with (
+        lower(Delays(0b01)) as lowered,
+        pytest.raises(Counterexample, match=r"^spec\.the same delay \(cycle 1\), see"),
+    ):
+        induct(lowered, steps=2)
 
 
 def test_register_that_is_not_there_is_refused():
