@@ -266,7 +266,7 @@ def hold(lowered: Lowered, *, depth: int, only: str = "", seconds: int = 60) -> 
     source = lowered.file("held.aig")
     select_outputs(lowered.file("assert.aig"), source, numbers)
     log = abc(f"read_aiger {source}; strash; bmc3 -F {depth} -T {seconds}", seconds=seconds + 60)
-    if match := re.search(r"Output (\d+) .*?asserted in frame +(\d+)", log):
+    if match := re.search(r"Output +(\d+) .*?asserted in frame +(\d+)", log):
         number, frame = numbers[int(match[1])], int(match[2])
         waveform = _replay(lowered, number, frame)
         raise Counterexample({lowered.asserts[number]: frame}, waveform)
@@ -285,10 +285,12 @@ def cover(lowered: Lowered, *, depth: int, seconds: int = 60) -> dict[str, int]:
     if not lowered.covers:
         raise FormalError("the spec has no cover")
     source = lowered.file("cover.aig")
-    log = abc(f"read_aiger {source}; strash; bmc3 -a -F {depth} -T {seconds}", seconds=seconds + 60)
+    # Without -x it may crash where one trace reaches several covers.
+    search = f"bmc3 -a -x -F {depth} -T {seconds}"
+    log = abc(f"read_aiger {source}; strash; {search}", seconds=seconds + 60)
     reached = {
         lowered.covers[int(output)]: int(frame)
-        for output, frame in re.findall(r"Output (\d+) .*?asserted in frame +(\d+)", log)
+        for output, frame in re.findall(r"Output +(\d+) .*?asserted in frame +(\d+)", log)
     }
     if missing := [name for name in lowered.covers if name not in reached]:
         raise FormalError(f"not reached within {depth} cycles: {', '.join(missing)}")

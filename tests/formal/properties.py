@@ -8,10 +8,13 @@ designs with a fault that it must refute.
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
+from access_spec import AccessDecoderSpec
 from amaranth.lib import wiring
 from barrier_spec import SpeculationBarrierSpec
+from check_spec import TagCheckSpec
 from confidentiality import CONTROLS, DESIGNS, PUBLISHED, problems, relate
 from emte.rtl import (
     AccessDecoder,
@@ -25,6 +28,7 @@ from emte.rtl import (
     TagGenerator,
     TagPipeline,
 )
+from emte.rtl.config import DEFAULT
 from formal import Counterexample, FormalError, cover, hold, induct, lower, prove
 from generator_reference import LATENCY, TagGeneratorSpec
 from generator_variants import (
@@ -40,12 +44,21 @@ from initialiser_spec import InitialiserSpec
 from unit_spec import TINY, UnitSpec
 from variants import (
     LEAKS,
+    AbortBehindMismatch,
+    AbortIsRead,
+    AbortOfFetchIsWrite,
     BranchForgotten,
+    CanonicalByTagAlone,
+    FaultOfGranule,
+    FirstWordAlone,
     FlagLost,
+    LastByteForgotten,
     LastLineForgotten,
+    LateOnMismatch,
     PointerDamaged,
     ReadyAtOnce,
     SquashMissed,
+    UncheckedUnbounded,
     VerdictLost,
     Wrapper,
     pipeline_with,
@@ -280,13 +293,12 @@ BARRIER_DEPTH = 10
 speculative access is answered in the 5th at the earliest, an id has its second use by the 7th."""
 
 
-def _barrier_mutant(
-    unit: type[Wrapper], violated: str, config: TagConfig, *, whole: bool = False
-) -> Mutant:
-    return Mutant(
-        unit.__name__,
-        lambda: SpeculationBarrierSpec(config, whole=whole, unit=unit(config)),
-        violated,
+def _mutants(
+    spec: Callable[[type[Wrapper]], wiring.Component], faults: Mapping[type[Wrapper], str]
+) -> tuple[Mutant, ...]:
+    """A mutant for each fault, by the assertion that it violates."""
+    return tuple(
+        Mutant(unit.__name__, partial(spec, unit), violated) for unit, violated in faults.items()
     )
 
 
@@ -301,14 +313,17 @@ def _barrier_promise(form: Barrier) -> Spec:
         cover_depth=BARRIER_DEPTH,
         seconds=200,
         mutants=(
-            _barrier_mutant(SquashMissed, "a verdict for an access that is squashed", config),
-            _barrier_mutant(BranchForgotten, early, config),
-            _barrier_mutant(
-                withdrawn(SpeculationBarrier, "verdict."),
-                "verdict_rules.valid fell before the payload was taken",
-                config,
+            *_mutants(
+                lambda unit: SpeculationBarrierSpec(config, unit=unit(config)),
+                {
+                    SquashMissed: "a verdict for an access that is squashed",
+                    BranchForgotten: early,
+                    withdrawn(SpeculationBarrier, "verdict."): (
+                        "verdict_rules.valid fell before the payload was taken"
+                    ),
+                    VerdictLost: "idle, and an access is owed its verdict",
+                },
             ),
-            _barrier_mutant(VerdictLost, "idle, and an access is owed its verdict", config),
             Mutant("NoProtection", lambda: SpeculationBarrierSpec(unprotected), early),
         ),
     )
@@ -323,11 +338,12 @@ def _barrier_fields(form: Barrier) -> Spec:
         depth=BARRIER_DEPTH,
         cover_depth=BARRIER_DEPTH,
         seconds=240,
-        mutants=(
-            _barrier_mutant(
-                PointerDamaged, "va of an access is changed on its way", config, whole=True
-            ),
-            _barrier_mutant(FlagLost, "the verdict's wnr is another access's", config, whole=True),
+        mutants=_mutants(
+            lambda unit: SpeculationBarrierSpec(config, whole=True, unit=unit(config)),
+            {
+                PointerDamaged: "va of an access is changed on its way",
+                FlagLost: "the verdict's wnr is another access's",
+            },
         ),
     )
 
@@ -347,13 +363,8 @@ def _generator_choice(name: str, *, longest: int, quick: bool, faults: dict[type
         cover_depth=12,
         seconds=600,
         quick=quick,
-        mutants=tuple(
-            Mutant(
-                unit.__name__,
-                lambda unit=unit: TagGeneratorSpec(TINY, longest=longest, unit=unit(TINY)),
-                violated,
-            )
-            for unit, violated in faults.items()
+        mutants=_mutants(
+            lambda unit: TagGeneratorSpec(TINY, longest=longest, unit=unit(TINY)), faults
         ),
     )
 
@@ -380,9 +391,9 @@ PROPERTIES: tuple[Property, ...] = (
         cover_depth=INITIALISED_DEPTH,
         seconds=300,
         quick=False,
-        mutants=tuple(
-            Mutant(unit.__name__, lambda unit=unit: InitialiserSpec(unit(TINY)), INITIALISED)
-            for unit in (ReadyAtOnce, LastLineForgotten)
+        mutants=_mutants(
+            lambda unit: InitialiserSpec(unit(TINY)),
+            dict.fromkeys((ReadyAtOnce, LastLineForgotten), INITIALISED),
         ),
     ),
     _generator_choice(
@@ -407,6 +418,38 @@ PROPERTIES: tuple[Property, ...] = (
             SeedNotTaken: "the LFSR is stuck at a seed of zero",
             LateOnZero: "the time to the response is not constant",
         },
+    ),
+    Spec(
+        name="reference",
+        unit="AccessDecoder",
+        spec=lambda: AccessDecoderSpec(AccessDecoder(DEFAULT), lemmas=True),
+        steps=1,
+        cover_depth=4,
+        mutants=_mutants(
+            lambda unit: AccessDecoderSpec(unit(DEFAULT)),
+            {
+                CanonicalByTagAlone: "a probe where there is none",
+                LastByteForgotten: "the mask of a probe",
+                UncheckedUnbounded: "the outcome of an outcome",
+                AbortOfFetchIsWrite: "the wnr of an outcome",
+            },
+        ),
+    ),
+    Spec(
+        name="reference",
+        unit="TagCheck",
+        spec=lambda: TagCheckSpec(TagCheck(DEFAULT)),
+        cover_depth=10,
+        mutants=_mutants(
+            lambda unit: TagCheckSpec(unit(DEFAULT)),
+            {
+                FirstWordAlone: "the outcome of a result",
+                AbortBehindMismatch: "the outcome of a result",
+                FaultOfGranule: "the far of a result",
+                AbortIsRead: "the wnr of a result",
+                LateOnMismatch: "a result that is none, or none where there is one",
+            },
+        ),
     ),
     *(_barrier_promise(form) for form in FORMS),
     *(_barrier_fields(form) for form in FORMS),

@@ -1,13 +1,26 @@
 """What the formal specs of all units have in common."""
 
+from functools import reduce
+
 from amaranth.asserts import AnySeq
-from amaranth.hdl import Assert, Assume, Cover, Module, Shape, ShapeLike, Signal, Value
+from amaranth.hdl import (
+    Assert,
+    Assume,
+    Cover,
+    Module,
+    Mux,
+    Shape,
+    ShapeLike,
+    Signal,
+    Value,
+    ValueLike,
+)
 from amaranth.lib import stream, wiring
 from emte.rtl.axi import AXI4Signature
 from emte.rtl.config import TagConfig
 from emte.sim.monitors import StreamMonitor, axi4_channels
 
-__all__ = ["TINY", "UnitSpec"]
+__all__ = ["TINY", "UnitSpec", "first_of"]
 
 TINY = TagConfig(
     sets=2,
@@ -68,6 +81,11 @@ class UnitSpec(wiring.Component):
         signal = Signal(shape, attrs={"see": f"unit.{path}"})
         m.d.comb += Value.cast(signal).eq(AnySeq(Shape.cast(shape).width))
         return signal
+
+
+def first_of(*cases: tuple[Value, ValueLike], default: ValueLike) -> Value:
+    """The value of the first case whose condition holds."""
+    return reduce(lambda rest, case: Mux(case[0], case[1], rest), reversed(cases), default)
 
 
 def _streams(m: Module, unit: wiring.Component):

@@ -8,13 +8,14 @@ from contextlib import contextmanager
 from operator import attrgetter
 from unittest import mock
 
-from amaranth.hdl import Module, Signal
+from amaranth.hdl import Module, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, connect, flipped
 from emte.rtl import pipeline
+from emte.rtl.access import AccessDecoder
 from emte.rtl.barrier import SpeculationBarrier
 from emte.rtl.config import TagConfig
-from emte.rtl.layouts import Outcome
+from emte.rtl.layouts import Memory, Op, Outcome, ProbeKind
 from emte.rtl.tag_cache import TagCache
 from emte.rtl.tag_check import TagCheck
 
@@ -236,6 +237,105 @@ def withdrawn(unit: type[wiring.Component], output: str) -> type[Wrapper]:
             ]
 
     return Withdrawn
+
+
+class CanonicalByTagAlone(Wrapper):
+    """TCMA looks at the tag, and not at bit 55 with it: tag 15 in the low half is let off."""
+
+    Unit = AccessDecoder
+
+    def change(self, m: Module) -> None:
+        outside, inside = self.i.payload, self.unit.i.payload
+        tag = outside.access.va[56:60]
+        tcma = outside.control.tcma.bit_select(outside.access.va[55], 1)
+        with m.If(tcma & ((tag == 0x0) | (tag == 0xF))):
+            m.d.comb += inside.access.exempt.eq(1)
+
+
+class LastByteForgotten(Wrapper):
+    """An access of two bytes or more is taken for one that is a byte shorter."""
+
+    Unit = AccessDecoder
+
+    def change(self, m: Module) -> None:
+        size = self.i.payload.access.bytes
+        with m.If(size > 1):
+            m.d.comb += self.unit.i.payload.access.bytes.eq(size - 1)
+
+
+class UncheckedUnbounded(Wrapper):
+    """An access with PSTATE.TCO set is not asked whether it leaves the map."""
+
+    Unit = AccessDecoder
+
+    def change(self, m: Module) -> None:
+        access = self.i.payload.access
+        with m.If(access.tco & (access.op == Op.STORE)):
+            m.d.comb += self.unit.i.payload.access.memory.eq(Memory.UNTAGGED)
+
+
+class AbortOfFetchIsWrite(Wrapper):
+    """The abort of a tag fetch is reported as that of the store whose tags were fetched."""
+
+    Unit = AccessDecoder
+
+    def change(self, m: Module) -> None:
+        stored = Signal()
+        with m.If(self.i.valid & self.i.ready):
+            m.d.sync += stored.eq(self.i.payload.access.op == Op.STORE)
+        finding = self.unchecked.payload.secret_finding
+        with m.If(stored & (finding.outcome == Outcome.EXTERNAL_ABORT)):
+            m.d.comb += finding.wnr.eq(1)
+
+
+class FirstWordAlone(Wrapper):
+    """The granules of an access's later words are not compared."""
+
+    Unit = TagCheck
+
+    def change(self, m: Module) -> None:
+        with m.If(~self.i.payload.probe.first):
+            m.d.comb += self.unit.i.payload.probe.mask.eq(0)
+
+
+class AbortBehindMismatch(Wrapper):
+    """Once a word of an access did not match, it does not matter that a later one is missing."""
+
+    Unit = TagCheck
+
+    def change(self, m: Module) -> None:
+        mismatch = Signal()
+        probe = self.i.payload.probe
+        tag = probe.address[56:60]
+        fails = Value.cast(self.i.payload.secret_word)[:4] != tag
+        with m.If(self.i.valid & self.i.ready):
+            m.d.sync += mismatch.eq(
+                (mismatch | (probe.mask[0] & fails & (probe.kind == ProbeKind.CHECK))) & ~probe.last
+            )
+        with m.If(mismatch):
+            m.d.comb += self.unit.i.payload.abort.eq(0)
+
+
+class FaultOfGranule(Wrapper):
+    """A fault always names the start of the granule, also of the first one."""
+
+    Unit = TagCheck
+
+    def change(self, m: Module) -> None:
+        finding = self.o.payload.secret_finding
+        with m.If(finding.outcome == Outcome.TAG_CHECK_FAULT):
+            m.d.comb += finding.far[:4].eq(0)
+
+
+class AbortIsRead(Wrapper):
+    """The abort of a tag store is reported as that of a read."""
+
+    Unit = TagCheck
+
+    def change(self, m: Module) -> None:
+        finding = self.o.payload.secret_finding
+        with m.If(finding.outcome == Outcome.EXTERNAL_ABORT):
+            m.d.comb += finding.wnr.eq(0)
 
 
 @contextmanager
