@@ -54,6 +54,28 @@ def test_lemmas_hide_no_fault():
             prove(lowered)
 
 
+class Bits(wiring.Component):
+    """Nothing but the bits of its input, of which each may be set and none should be."""
+
+    i: In(12)
+
+    def elaborate(self, platform) -> Module:
+        m = Module()
+        for number, bit in enumerate(self.i):
+            m.d.comb += [Cover(bit, f"bit {number:02}"), Assert(~bit, f"no bit {number:02}")]
+        return m
+
+
+def test_each_of_many_properties_is_told():
+    with lower(Bits()) as lowered:
+        assert cover(lowered, depth=2) == {f"spec.bit {number:02}": 0 for number in range(12)}
+        for name in lowered.asserts:
+            with pytest.raises(Counterexample, match=rf"^{name} \(cycle 0\), see"):
+                hold(lowered, depth=1, only=name)
+        with pytest.raises(Counterexample, match=r"^spec\.no bit \d+ \(cycle 0\), see"):
+            hold(lowered, depth=1)
+
+
 class Delays(wiring.Component):
     """The same delay of two cycles twice."""
 
