@@ -14,6 +14,19 @@ from typing import Any
 from access_spec import AccessDecoderSpec
 from amaranth.lib import wiring
 from barrier_spec import SpeculationBarrierSpec
+from cache_spec import TagCacheSpec
+from cache_variants import (
+    AbortHidden,
+    AbortInvented,
+    AnswerNotAwaited,
+    BytesStored,
+    DirtyForgotten,
+    FieldLost,
+    LineKept,
+    ReadErrorIgnored,
+    WordsSwapped,
+    WriteErrorIgnored,
+)
 from check_spec import TagCheckSpec
 from confidentiality import CONTROLS, DESIGNS, PUBLISHED, problems, relate
 from emte.rtl import (
@@ -394,6 +407,29 @@ PROPERTIES: tuple[Property, ...] = (
         mutants=_mutants(
             lambda unit: InitialiserSpec(unit(TINY)),
             dict.fromkeys((ReadyAtOnce, LastLineForgotten), INITIALISED),
+        ),
+    ),
+    Spec(
+        name="last-store",
+        unit="TagCache",
+        spec=lambda: TagCacheSpec(TINY, lemmas=True),
+        steps=1,
+        cover_depth=45,
+        seconds=120,
+        mutants=_mutants(
+            lambda unit: TagCacheSpec(TINY, unit=unit(TINY)),
+            {
+                BytesStored: "a tag that is not the last one stored",
+                DirtyForgotten: "maintenance is done, and storage has not the last tag",
+                WordsSwapped: "a tag is written back that is not the last one stored",
+                AnswerNotAwaited: "a line is fetched before storage has it",
+                LineKept: "a line is kept that was dropped",
+                ReadErrorIgnored: "a line is used that could not be fetched",
+                WriteErrorIgnored: "a failed write is not told",
+                AbortHidden: "tags are given after a failed write",
+                AbortInvented: "an abort, and storage told no error",
+                FieldLost: "a probe is changed, lost, or overtaken",
+            },
         ),
     ),
     _generator_choice(
