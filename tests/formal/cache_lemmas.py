@@ -42,6 +42,8 @@ class Known:
         Its tag in tag storage.
     started
         The first cycle after reset is over.
+    mapped, size, vouched
+        The line is in the map, which has that many bytes; storage is zeroed before reset.
     lost
         A write to tag storage failed.
     addressed, written, write_word, write_ours, write_tag, write_strobe
@@ -64,6 +66,9 @@ class Known:
     value: Value
     storage: Value
     started: Value
+    mapped: Value
+    size: Value
+    vouched: Value
     lost: Value
     addressed: Value
     written: Value
@@ -166,6 +171,7 @@ def _lemmas(
     flying = responding & ours
     filling = cache("REFILL") & s1_ours
     array_output = see("array.tags", config.word_bits)
+    seen = k.written | (k.write_word > k.index)  # the followed tag is on its way
     buffered = k.tag_of(buffer[k.index]) == k.value
 
     def way_row(way: Value) -> Value:
@@ -240,6 +246,18 @@ def _lemmas(
         of_set = cache("MISS", "REFILL") & (s1_set == number)
         yield f"missing {number}", ~of_set | missing
         yield f"filled {number}", ~(of_set & cache("REFILL")) | ~valid.bit_select(fill_way, 1)
+    next_line = see("miss_unit.next_line", config.line_address_bits + 1)
+    zeroing = cache("INITIALISING")
+    last_line = next_line - 1
+    last_place = (unit.storage_base + (last_line << line_shift))[: config.axi_address_bits]
+    zeroed = zeroing & (k.line < next_line) & ~flying & ~k.lost
+    yield "zeroed", ~zeroed | (k.storage == 0)
+    yield "zeros", ~(zeroing & responding) | zeros
+    yield "zeros seen", ~(zeroing & flying & seen) | (k.write_strobe & (k.write_tag == 0))
+    yield "zeros to", ~(zeroing & responding) | ((next_line != 0) & (write_address == last_place))
+    yield "zeros in map", ~zeroing | (next_line <= (k.size >> line_shift))
+    yield "all zeros", ~(zeroing & miss("DONE")) | (next_line == (k.size >> line_shift))
+    yield "vouched", ~cache("INITIALISE", "INITIALISING") | ~k.vouched
     yield "started", ~ready | k.started
     yield "before", ready | ~k.started | (k.value == k.storage)
 
@@ -269,7 +287,6 @@ def _lemmas(
     yield "not cached", ~(ready & refill & (evicting | flying)) | ~cached
     yield "another line", ~(filling & ~miss("IDLE")) | ~(evicting | flying)
     yield "flying", ~(ready & flying & ~k.lost) | buffered
-    seen = k.written | (k.write_word > k.index)
     yield (
         "seen",
         ~(ready & flying & seen & ~k.lost) | (k.write_strobe & (k.write_tag == k.value)),

@@ -30,15 +30,15 @@ class TagCacheSpec(UnitSpec):
     unit : :class:`amaranth.lib.wiring.Component`
         What is to be held to it, instead of the cache of that geometry.
 
-    What the followed granule has when the cache becomes ready is what storage has then, which may
-    be anything: that it is zero, unless ``storage_zeroed`` vouches for storage, is shown by
-    :class:`InitialiserSpec`.
+    What the followed granule has when the cache becomes ready is what storage has then. That is
+    zero within the map, unless ``storage_zeroed`` vouches for storage, or it told an error.
 
-    Assumed of the core: the place of tag storage is a multiple of 128 bytes and stays. Assumed of
-    the memory port: a write is answered after its address and its last word, a read after its
-    address, in full. A write shows in storage when it is answered, or, if that is an error, may
-    leave anything; words of a read that come with an error may be anything. The model answers one
-    read and one write at a time; that there are never more is asserted.
+    Assumed of the core: the place of tag storage, a multiple of 128 bytes, stays; its size, another
+    multiple, and ``storage_zeroed`` stay until the cache is ready. Assumed of the memory port: a
+    write is answered after its address and its last word, a read after its address, in full. A
+    write shows in storage when it is answered, or, if that is an error, may leave anything; words
+    of a read that come with an error may be anything. The model answers one read and one write at
+    a time; that there are never more is asserted.
     """
 
     def __init__(
@@ -61,13 +61,22 @@ class TagCacheSpec(UnitSpec):
         word = Signal(config.word_address_bits)
         granule = Signal(4)
         base = Signal(config.axi_address_bits)
+        size = Signal.like(unit.storage_bytes)
+        vouched = Signal()
         m.d.comb += [
             word.eq(AnyConst(config.word_address_bits)),
             granule.eq(AnyConst(4)),
             base.eq(AnyConst(config.axi_address_bits)),
+            size.eq(AnyConst(len(size))),
+            vouched.eq(AnyConst(1)),
             Assume(unit.probe.payload.kind.as_value() < 7, "a kind that there is"),
             Assume(unit.storage_base == base, "tag storage stays where it is"),
             Assume(base[:7] == 0, "the place of tag storage is a multiple of 128 bytes"),
+            Assume(size[:7] == 0, "and so is its size"),
+            Assume(
+                unit.ready | ((unit.storage_bytes == size) & (unit.storage_zeroed == vouched)),
+                "its size, and whether it is zeroed, are told right after reset",
+            ),
         ]
         index = word[: config.word_index_bits]
         line = word[config.word_index_bits :]
@@ -174,6 +183,21 @@ class TagCacheSpec(UnitSpec):
         with m.Elif(storing & answer.ready):
             m.d.sync += expected.eq(tag_of(probe.secret_tags))
 
+        lost = Signal()
+        with m.If(write_failed):
+            m.d.sync += lost.eq(1)
+        mapped = line < size[config.line_bytes.bit_length() - 1 :]
+        ready_before = Signal()
+        m.d.sync += ready_before.eq(unit.ready)
+        m.d.comb += [
+            Assert(
+                ~(unit.ready & ~ready_before & mapped) | vouched | lost | (storage == 0),
+                "ready, and storage has a tag of before",
+            ),
+            Assert(unit.ready | ~unit.probe.ready, "a probe is taken before the cache is ready"),
+            Cover(unit.ready & ~ready_before & mapped & ~vouched & ~lost, "storage is zeroed"),
+        ]
+
         dropped = Signal()  # and not fetched again
         unfetched = Signal()  # it was tried, but storage answered with an error
         with m.If(good & dropping):
@@ -182,9 +206,6 @@ class TagCacheSpec(UnitSpec):
             m.d.sync += [dropped.eq(0), unfetched.eq(0)]
         with m.If(read_failed & read_ours):
             m.d.sync += unfetched.eq(1)
-        lost = Signal()
-        with m.If(write_failed):
-            m.d.sync += lost.eq(1)
         m.d.comb += [
             Assert(
                 ~(good & load & ours) | (tag_of(answer.payload.secret_word) == expected),
@@ -257,6 +278,9 @@ class TagCacheSpec(UnitSpec):
                 value=Mux(storing, tag_of(probe.secret_tags), expected),
                 storage=storage,
                 started=started,
+                mapped=mapped,
+                size=size,
+                vouched=vouched,
                 lost=lost,
                 addressed=addressed,
                 written=written,

@@ -135,3 +135,23 @@ class FieldLost(Wrapper):
 
     def change(self, m: Module) -> None:
         m.d.comb += self.tag_word.payload.probe.last.eq(0)
+
+
+class ReadyAtOnce(Wrapper):
+    """The cache tells that it is ready as soon as it is out of reset."""
+
+    Unit = TagCache
+
+    def change(self, m: Module) -> None:
+        m.d.comb += self.ready.eq(1)
+
+
+class LastLineForgotten(Wrapper):
+    """The last line of tag storage is not zeroed."""
+
+    Unit = TagCache
+
+    def change(self, m: Module) -> None:
+        short = self.storage_bytes - self.config.line_bytes
+        with m.If(self.storage_bytes.any()):
+            m.d.comb += self.unit.storage_bytes.eq(short)
