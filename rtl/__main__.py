@@ -91,12 +91,10 @@ def main(argv: list[str] | None = None) -> int:
     text = verilog_text(config)
     try:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", dir=args.out.parent, prefix=args.out.name, delete=False
-        ) as file:
-            file.write(text)
-        os.chmod(file.name, 0o644)
-        os.replace(file.name, args.out)
+        with tempfile.TemporaryDirectory(dir=args.out.parent) as folder:
+            whole = Path(folder) / "whole.v"
+            whole.write_text(text)
+            os.replace(whole, args.out)
     except OSError as error:
         print(f"{args.out}: {error.strerror}", file=sys.stderr)
         return 2
