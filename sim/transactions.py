@@ -23,6 +23,7 @@ __all__ = [
     "Progress",
     "Statistics",
     "Status",
+    "TIMING",
 ]
 
 
@@ -92,6 +93,18 @@ RESULT = np.dtype(
     ]
 )
 """What came of a transaction; all 0 for those that have no result."""
+
+TIMING = np.dtype(
+    [
+        ("transferred", "<u8"),  # out: cycle of the transfer at `access`
+        ("answered", "<u8"),  # out: cycle of the verdict
+        ("gap", "<u4"),  # in: cycles that the core works before it offers this access
+        ("data", "<u4"),  # in: cycles that it stands still for the data of this access
+        ("waits", "<u8"),  # in: it stands still until the verdict too
+    ]
+)
+"""When an access goes through the ports. The core begins to work towards an access when the one
+before it was transferred, its data are there and, if it waits for that, its verdict."""
 
 Progress = Callable[[int, int], None]
 """Called now and then with the number of operations begun, and of all."""

@@ -21,6 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from emte.rtl import Barrier, TagConfig
 from emte.rtl.layouts import access_layout, verdict_layout
 
@@ -28,6 +29,7 @@ from .core import Program
 from .device import ObservedPipeline
 from .transactions import (
     RESULT,
+    TIMING,
     Completion,
     EngineError,
     PipelineError,
@@ -59,8 +61,15 @@ def run(
     latency: int,
     vcd: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
+    timing: npt.NDArray[np.void] | None = None,
 ) -> Completion:
     """Perform a program on the pipeline; parameters and errors as :func:`emte.sim.pysim.run`.
+
+    Parameters
+    ----------
+    timing : array of :data:`~emte.sim.transactions.TIMING`
+        Of each transaction: what the core does between accesses, and (written) when the access
+        went in and its verdict came out. Without it the core offers accesses as fast as it can.
 
     Raises
     ------
@@ -70,12 +79,17 @@ def run(
     library = _load(build(config, trace=vcd is not None))
     transactions = np.ascontiguousarray(program.transactions)
     results = np.zeros(len(transactions), dtype=RESULT)
+    if timing is not None and not (
+        timing.shape == results.shape and timing.dtype == TIMING and timing.flags.c_contiguous
+    ):
+        raise ValueError("timing must be a contiguous array with one TIMING for each transaction")
     if vcd is not None:
         Path(vcd).parent.mkdir(parents=True, exist_ok=True)
     harness = library.emte_create(
         transactions.ctypes.data,
         len(transactions),
         results.ctypes.data,
+        None if timing is None else timing.ctypes.data,
         seed % (1 << 64),
         latency,
         None if vcd is None else os.fsencode(vcd),
@@ -119,7 +133,9 @@ def _load(path: Path) -> ctypes.CDLL:
         raise EngineError(f"cannot load what was built: {error}") from None
     pointer, number = ctypes.c_void_p, ctypes.c_uint64
     library.emte_create.restype = pointer
-    library.emte_create.argtypes = [pointer, number, pointer, number, number, ctypes.c_char_p]
+    library.emte_create.argtypes = [
+        *(pointer, number, pointer, pointer, number, number, ctypes.c_char_p)
+    ]
     library.emte_run.argtypes = [pointer, number]
     library.emte_counters.argtypes = [pointer]
     library.emte_counters.restype = ctypes.POINTER(_Counters)

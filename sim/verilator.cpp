@@ -1,6 +1,7 @@
 // Drives the ports of the pipeline, cycle by cycle, as sim/pysim.py does: read the reasons there.
 // Both do the same in the same cycles. Transactions come in and results go out as arrays.
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
@@ -34,6 +35,12 @@ struct Transaction {
 struct Result {
     uint64_t far, tags;
     uint32_t outcome, wnr;
+};
+
+struct Timing {
+    uint64_t transferred, answered;
+    uint32_t gap, data;
+    uint64_t waits;
 };
 
 struct Counters {
@@ -290,9 +297,10 @@ class Harness {
     Counters counters{};
     std::string message;
 
-    Harness(const Transaction* transactions, uint64_t count, Result* results, uint64_t seed,
-            uint64_t latency, const char* vcd)
-        : transactions_(transactions), count_(count), results_(results), chance_(seed),
+    Harness(const Transaction* transactions, uint64_t count, Result* results, Timing* timing,
+            uint64_t seed, uint64_t latency, const char* vcd)
+        : transactions_(transactions), count_(count), results_(results), timing_(timing),
+          chance_(seed),
           memory_(top_, chance_, counters, latency), patience_(PATIENCE + 10 * latency),
           owners_(std::size_t(1) << layout::ID_BITS) {
         for (std::size_t id = 0; id < owners_.size(); ++id) free_ids_.push_back(uint32_t(id));
@@ -432,7 +440,7 @@ class Harness {
     }
 
     bool offer(const Transaction& transaction) {
-        if (offered_) return false;
+        if (offered_ || is_working()) return false;
         if (transaction.flags & IF_PASSED) {
             for (const Owner& owner : owners_)
                 if (owner.number == int64_t(head_) - 1) return false;
@@ -462,6 +470,14 @@ class Harness {
         return true;
     }
 
+    /// Is the core not ready for the next access, though the pipeline may be?
+    bool is_working() {
+        if (!timing_) return false;
+        if (awaited_ < 0 && counters.cycles >= free_ + timing_[head_].gap) return false;
+        if (awaited_ < 0) last_progress_ = counters.cycles;
+        return true;
+    }
+
     // Outputs of a cycle: its inputs stay as they are until the clock has risen
 
     void observe() {
@@ -472,6 +488,7 @@ class Harness {
             ++counters.accesses;
             offered_ = false;
             owners_[offered_id_].sent = true;  // of no account if it has been squashed meanwhile
+            if (timing_) note_transfer(owners_[offered_id_].number);
         }
         progress |= observe_generator();
         progress |= observe_verdict();
@@ -481,6 +498,15 @@ class Harness {
         if (progress) last_progress_ = counters.cycles;
         expect(counters.cycles - last_progress_ < patience_, "the pipeline hangs");
         if (done()) expect(top_.tfsr == tfsr_, "TFSR is not what the ASYNC verdicts make it");
+    }
+
+    void note_transfer(int64_t number) {
+        free_ = counters.cycles;
+        if (number < 0) return;
+        Timing& timing = timing_[number];
+        timing.transferred = counters.cycles;
+        free_ += timing.data;
+        if (timing.waits) awaited_ = number;
     }
 
     bool observe_generator() {
@@ -520,6 +546,10 @@ class Harness {
         expect(owner.sent, "a verdict before its access was taken");
         expect(!layout::HOLDS_BRANCHES || !owner.branches,
                "a verdict before its branches are resolved");
+        if (timing_) {
+            timing_[owner.number].answered = counters.cycles;
+            if (awaited_ == owner.number) free_ = std::max(free_, counters.cycles);
+        }
         Result& result = results_[owner.number];
         result.far = extract(payload, layout::VERDICT_FAR, 64);
         result.tags = extract(payload, layout::VERDICT_TAGS, 64);
@@ -548,6 +578,7 @@ class Harness {
     }
 
     void release(uint32_t id) {
+        if (awaited_ == owners_[id].number) awaited_ = -1;
         owners_[id].number = -1;
         free_ids_.push_back(id);
         --outstanding_;
@@ -556,6 +587,7 @@ class Harness {
     const Transaction* const transactions_;
     const uint64_t count_;
     Result* const results_;
+    Timing* const timing_;  // null: the core offers whenever it can, and nobody asks for times
     VerilatedContext context_;
     Pipeline top_{&context_, "tag_pipeline"};
 #if VM_TRACE
@@ -575,6 +607,8 @@ class Harness {
     bool verdict_waits_ = false;
     std::remove_reference_t<decltype(Pipeline::verdict__payload)> waiting_verdict_{};
     uint32_t tfsr_ = 0;
+    uint64_t free_ = 0;     // from this cycle on the core works on what comes after the last access
+    int64_t awaited_ = -1;  // the access without whose verdict it does not go on
 };
 
 }  // namespace emte
@@ -592,8 +626,8 @@ extern "C" {
 using namespace emte;
 
 Harness* emte_create(const Transaction* transactions, uint64_t count, Result* results,
-                     uint64_t seed, uint64_t latency, const char* vcd) {
-    return new Harness(transactions, count, results, seed, latency, vcd);
+                     Timing* timing, uint64_t seed, uint64_t latency, const char* vcd) {
+    return new Harness(transactions, count, results, timing, seed, latency, vcd);
 }
 
 int emte_run(Harness* harness, uint64_t cycles) { return harness->run(cycles); }
