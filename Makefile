@@ -85,8 +85,8 @@ $(CORE): pyproject.toml
 	touch $@
 
 $(FULL): $(CORE)
-	@echo "Installing the tools for tests, bitstreams and pages: about 170 MB to download."
-	$(PIP) -e '.[fpga,test,dev,docs]'
+	@echo "Installing the tools for tests, bitstreams and pages: about 260 MB to download."
+	$(PIP) -e '.[bench,fpga,test,dev,docs]'
 	touch $@
 
 # mypy cannot see through the editable install; three links show it the packages by their names.
