@@ -160,8 +160,8 @@ class Program:
         return len(self._recipes)
 
     def place(self, row: int) -> str:
-        """File and line of an operation."""
-        return f"{self.path}:{self.lines[row]}"
+        """File and line of an operation; the file alone where there is no operation."""
+        return f"{self.path}:{self.lines[row]}" if len(self) else self.path
 
     def outcomes(self, results: npt.NDArray[np.void]) -> list[dict[str, Any]]:
         """The outcome of each operation, from the result of each transaction.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Module, Signal, Value
+from amaranth.hdl import ClockDomain, Elaboratable, Module, Signal, Value
+from amaranth.lib.wiring import In
 from emte.rtl import TagConfig, TagPipeline
 from emte.rtl.layouts import ProbeKind
 
 from .monitors import CoreMonitor
 
-__all__ = ["ObservedPipeline"]
+__all__ = ["ClockedPipeline", "ObservedPipeline"]
 
 
 class ObservedPipeline(TagPipeline):
@@ -42,8 +43,55 @@ class ObservedPipeline(TagPipeline):
                 m.d.comb += self.lookup.eq(probe.valid & probe.ready)
         return m
 
+
+class ClockedPipeline(Elaboratable):
+    """The pipeline behind a register for each input, for a simulator that is driven from outside.
+
+    A simulator evaluates once more whatever depends on an input that it was given. Here nothing
+    does: inputs are set one cycle ahead, change with the clock as all other registers do, and after
+    the edge everything has its value of the new cycle. That doubles the speed of a native run.
+
+    The inputs have a clock of their own. It rises with that of the pipeline, and once before it:
+    then the inputs of the first cycle are taken. There is no reset: all begins with its initial
+    value, and logic that no longer waits for a reset is faster.
+
+    Attributes
+    ----------
+    pipeline : ObservedPipeline
+        What is behind the registers.
+    inputs : dict
+        By name: ``next_`` and the name of an input of the pipeline, which follows it.
+    outputs : dict
+        By name: those of the pipeline, and ``lookup``.
+    """
+
+    def __init__(self, config: TagConfig) -> None:
+        self.pipeline = ObservedPipeline(config)
+        self._sync = ClockDomain("sync", reset_less=True)
+        self._inputs = ClockDomain("inputs", reset_less=True)
+        self._followers: list[tuple[Value, Signal]] = []
+        self.inputs: dict[str, Signal] = {}
+        self.outputs: dict[str, Value] = {"lookup": self.pipeline.lookup}
+        for path, member, signal in self.pipeline.signature.flatten(self.pipeline):
+            name, value = "__".join(map(str, path)), Value.cast(signal)
+            if member.flow is In:
+                port = self.inputs[f"next_{name}"] = Signal(len(value), name=f"next_{name}")
+                self._followers.append((value, port))
+            else:
+                self.outputs[name] = value
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        m.domains += self._sync, self._inputs
+        m.submodules.pipeline = self.pipeline
+        for value, port in self._followers:
+            register = Signal(len(value), name=port.name.removeprefix("next_"))
+            m.d.inputs += register.eq(port)
+            m.d.comb += value.eq(register)
+        return m
+
     @property
     def ports(self) -> list[Value]:
-        """All that crosses the boundary, and ``lookup``."""
-        members = self.signature.flatten(self)
-        return [*(Value.cast(signal) for _, _, signal in members), self.lookup]
+        """All that crosses the boundary: inputs, outputs, ``clk`` and ``inputs_clk``."""
+        clocks = (self._sync.clk, self._inputs.clk)  # type: ignore[attr-defined]  # not in stubs
+        return [*clocks, *self.inputs.values(), *self.outputs.values()]

@@ -26,7 +26,7 @@ from emte.rtl import Barrier, TagConfig
 from emte.rtl.layouts import access_layout, verdict_layout
 
 from .core import Program
-from .device import ObservedPipeline
+from .device import ClockedPipeline
 from .transactions import (
     RESULT,
     TIMING,
@@ -218,7 +218,7 @@ def translate(folder: Path, config: TagConfig, *, trace: bool = False) -> Path:
     """Put the model of a configuration into a folder, as C++; where Verilator's own C++ is."""
     from amaranth.back import verilog
 
-    pipeline = ObservedPipeline(config)
+    pipeline = ClockedPipeline(config)
     text = verilog.convert(
         pipeline, name="tag_pipeline", ports=pipeline.ports, strip_internal_attrs=True
     )
@@ -283,12 +283,12 @@ def _call(
         raise EngineError(f"{tool} failed with status {done.returncode}: {error.strip()}")
 
 
-def _layout(pipeline: ObservedPipeline, verilog: str) -> str:
+def _layout(pipeline: ClockedPipeline, verilog: str) -> str:
     """The header that tells the C++ harness of the configuration."""
-    config = pipeline.config
+    config = pipeline.pipeline.config
     # Verilator has its own way to write a double underscore.
-    ports = ["__".join(map(str, path)) for path, _, _ in pipeline.signature.flatten(pipeline)]
-    lines = [f"#define {port} {port.replace('__', '___05F')}" for port in ports if "__" in port]
+    names = [name for name in (*pipeline.inputs, *pipeline.outputs) if "__" in name]
+    lines = [f"#define {name} {name.replace('__', '___05F')}" for name in names]
     lines += ["namespace layout {", "constexpr unsigned"]
     fields = [
         f"    {prefix}_{name.upper()} = {field.offset}"

@@ -131,45 +131,45 @@ class Memory {
         : top_(top), chance_(chance), counters_(counters), latency_(latency) {}
 
     void drive(uint64_t cycle) {
-        top_.memory__arready =
+        top_.next_memory__arready =
             reads_.size() < OUTSTANDING_BURSTS && !chance_.pauses(LANE_READ_ADDRESS);
-        top_.memory__awready =
+        top_.next_memory__awready =
             writes_.size() < OUTSTANDING_BURSTS && !chance_.pauses(LANE_WRITE_ADDRESS);
-        top_.memory__wready = !chance_.pauses(LANE_WRITE_DATA);
+        top_.next_memory__wready = !chance_.pauses(LANE_WRITE_DATA);
 
         if (!reading_) choose(cycle);
         if (reading_ && !beat_offered_) beat_offered_ = !chance_.pauses(LANE_READ_DATA);
-        top_.memory__rvalid = beat_offered_;
+        top_.next_memory__rvalid = beat_offered_;
         if (beat_offered_) {
-            top_.memory__rid = read_.id;
-            top_.memory__rdata = read_.words[read_.next];
-            top_.memory__rlast = read_.next + 1 == read_.words.size();
+            top_.next_memory__rid = read_.id;
+            top_.next_memory__rdata = read_.words[read_.next];
+            top_.next_memory__rlast = read_.next + 1 == read_.words.size();
         }
 
         if (!response_offered_ && !responses_.empty() && responses_.front().due <= cycle) {
             response_offered_ = true;
             perform(responses_.front());
-            top_.memory__bid = responses_.front().id;
+            top_.next_memory__bid = responses_.front().id;
         }
-        top_.memory__bvalid = response_offered_;
+        top_.next_memory__bvalid = response_offered_;
     }
 
     bool observe(uint64_t cycle) {
         bool progress = false;
         uint64_t due = cycle + latency_;
         if (chance_.active) due += chance_.byte(LANE_MEMORY) % 16;
-        if (top_.memory__rvalid && top_.memory__rready) {
+        if (top_.next_memory__rvalid && top_.memory__rready) {
             progress = true;
             ++counters_.read_beats;
             beat_offered_ = false;
             reading_ = ++read_.next < read_.words.size();
         }
-        if (top_.memory__bvalid && top_.memory__bready) {
+        if (top_.next_memory__bvalid && top_.memory__bready) {
             progress = true;
             response_offered_ = false;
             responses_.pop_front();
         }
-        if (top_.memory__arvalid && top_.memory__arready) {
+        if (top_.memory__arvalid && top_.next_memory__arready) {
             progress = true;
             ++counters_.read_bursts;
             const uint64_t first = burst("ar", top_.memory__araddr, top_.memory__arlen,
@@ -178,14 +178,14 @@ class Memory {
             for (unsigned n = 0; n <= top_.memory__arlen; ++n) read.words.push_back(word(first + n));
             reads_.push_back(std::move(read));
         }
-        if (top_.memory__awvalid && top_.memory__awready) {
+        if (top_.memory__awvalid && top_.next_memory__awready) {
             progress = true;
             ++counters_.write_bursts;
             const uint64_t first = burst("aw", top_.memory__awaddr, top_.memory__awlen,
                                          top_.memory__awsize, top_.memory__awburst);
             writes_.push_back({top_.memory__awid, first, top_.memory__awlen + 1u, 0, {}});
         }
-        if (top_.memory__wvalid && top_.memory__wready) {
+        if (top_.memory__wvalid && top_.next_memory__wready) {
             progress = true;
             ++counters_.write_beats;
             beats_.push_back({top_.memory__wdata, top_.memory__wstrb, bool(top_.memory__wlast)});
@@ -304,8 +304,8 @@ class Harness {
           memory_(top_, chance_, counters, latency), patience_(PATIENCE + 10 * latency),
           owners_(std::size_t(1) << layout::ID_BITS) {
         for (std::size_t id = 0; id < owners_.size(); ++id) free_ids_.push_back(uint32_t(id));
-        top_.control__storage_zeroed = 1;
-        top_.generate__response__ready = 1;
+        top_.next_control__storage_zeroed = 1;
+        top_.next_generate__response__ready = 1;
         assertion_line = 0;
 #if VM_TRACE
         context_.traceEverOn(true);
@@ -314,6 +314,10 @@ class Harness {
 #else
         (void)vcd;
 #endif
+        top_.eval();
+        drive();
+        top_.inputs_clk = 1;
+        step();
     }
 
     ~Harness() {
@@ -326,22 +330,19 @@ class Harness {
     /// 0: there is more to do; 1: all is done; 2: failed, see `message`.
     int run(uint64_t cycles) {
         try {
-            while (cycles-- && !done()) {
-                drive();
-                top_.clk = 0;
-                step();
+            while (cycles-- && !finished_) {
                 observe();
-                top_.clk = 1;
-                step();
-                check_assertions();
                 ++counters.cycles;
+                finished_ = done();
+                drive();
+                next_cycle();
             }
         } catch (const BrokenRule& error) {
             message = error.what() + (" (cycle " + std::to_string(counters.cycles) + ")");
         }
         place();
         if (!message.empty()) return 2;
-        return done() ? 1 : 0;
+        return finished_ ? 1 : 0;
     }
 
   private:
@@ -361,8 +362,18 @@ class Harness {
         counters.row = transactions_[number].row;
     }
 
-    static void check_assertions() {
-        if (!assertion_line) return;
+    /// The inputs that were driven become those of the pipeline, with all that follows.
+    void next_cycle() {
+        top_.clk = top_.inputs_clk = 0;
+        step();
+        top_.clk = top_.inputs_clk = 1;
+        step();
+        if (assertion_line) blame();
+    }
+
+    /// An assertion did not hold in the cycle that has just ended.
+    [[noreturn]] void blame() {
+        --counters.cycles;
         for (const auto& assertion : layout::ASSERTIONS)
             if (assertion.line == assertion_line) throw BrokenRule(assertion.message);
         throw BrokenRule("an assertion failed");
@@ -376,25 +387,25 @@ class Harness {
         context_.timeInc(5);
     }
 
-    // Inputs of a cycle
+    // Inputs of the cycle that comes next
 
     void drive() {
         chance_.next_cycle(counters.cycles);
         resolving_ = false;
-        top_.resolve__valid = 0;
-        top_.generate__rgsr_write = 0;
+        top_.next_resolve__valid = 0;
+        top_.next_generate__rgsr_write = 0;
         while (head_ < count_ && begin(transactions_[head_])) {
             ++head_;
             last_progress_ = counters.cycles;
         }
-        top_.access__valid = offered_;
-        top_.generate__request__valid = requesting_;
-        top_.verdict__ready = !chance_.pauses(LANE_VERDICT);
+        top_.next_access__valid = offered_;
+        top_.next_generate__request__valid = requesting_;
+        top_.next_verdict__ready = !chance_.pauses(LANE_VERDICT);
         memory_.drive(counters.cycles);
     }
 
     bool begin(const Transaction& transaction) {
-        if (generating_ || top_.generate__rgsr_write) return false;
+        if (generating_ || top_.next_generate__rgsr_write) return false;
         if ((transaction.flags & DRAIN) && !(idle_ && !outstanding_ && !offered_)) return false;
         switch (transaction.kind) {
             case ACCESS:
@@ -402,37 +413,37 @@ class Harness {
             case GENERATE:
                 if (!chance_.pauses(LANE_REQUEST)) {
                     generating_ = requesting_ = true;
-                    top_.generate__request__payload = transaction.tags;
+                    top_.next_generate__request__payload = transaction.tags;
                 }
                 return false;
             case RESOLVE:
                 if (resolving_ || chance_.pauses(LANE_RESOLVE)) return false;
                 resolving_ = true;
-                top_.resolve__valid = 1;
-                top_.resolve__branch = transaction.op;
-                top_.resolve__mispredicted = bool(transaction.flags & MISPREDICTED);
+                top_.next_resolve__valid = 1;
+                top_.next_resolve__branch = transaction.op;
+                top_.next_resolve__mispredicted = bool(transaction.flags & MISPREDICTED);
                 return true;
             case GCR:
-                top_.generate__gcr = uint32_t(transaction.tags);
+                top_.next_generate__gcr = uint32_t(transaction.tags);
                 return true;
             case RGSR:
-                top_.generate__rgsr_write = 1;
-                top_.generate__rgsr_value = transaction.tags;
+                top_.next_generate__rgsr_write = 1;
+                top_.next_generate__rgsr_value = transaction.tags;
                 return true;
             case REGIME:
                 if (offered_) return false;
-                top_.control__tbi = transaction.tags & 3;
-                top_.control__mtx = transaction.tags >> 2 & 3;
-                top_.control__tcma = transaction.tags >> 4 & 3;
-                top_.control__ata = transaction.tags >> 6 & 3;
-                top_.control__tcso = transaction.tags >> 8 & 3;
-                top_.control__tcf = transaction.tags >> 10 & 15;
+                top_.next_control__tbi = transaction.tags & 3;
+                top_.next_control__mtx = transaction.tags >> 2 & 3;
+                top_.next_control__tcma = transaction.tags >> 4 & 3;
+                top_.next_control__ata = transaction.tags >> 6 & 3;
+                top_.next_control__tcso = transaction.tags >> 8 & 3;
+                top_.next_control__tcf = transaction.tags >> 10 & 15;
                 return true;
             default:  // STORAGE
                 if (offered_) return false;
-                top_.control__memory_base = transaction.va;
-                top_.control__memory_bytes = transaction.bytes;
-                top_.control__storage_base = transaction.tags;
+                top_.next_control__memory_base = transaction.va;
+                top_.next_control__memory_bytes = transaction.bytes;
+                top_.next_control__storage_base = transaction.tags;
                 memory_.storage_begin = transaction.tags;
                 memory_.storage_end = transaction.tags + transaction.bytes / 32;
                 return true;
@@ -449,7 +460,7 @@ class Harness {
                 return true;
             }
         }
-        if (resolving_ && (transaction.branches >> top_.resolve__branch & 1)) return false;
+        if (resolving_ && (transaction.branches >> top_.next_resolve__branch & 1)) return false;
         if (chance_.pauses(LANE_REQUEST) || free_ids_.empty()) return false;
         const uint32_t id = free_ids_.back();
         free_ids_.pop_back();
@@ -457,7 +468,7 @@ class Harness {
         offered_ = true;
         offered_id_ = id;
         ++outstanding_;
-        auto& payload = top_.access__payload;
+        auto& payload = top_.next_access__payload;
         for (std::size_t n = 0; n < sizeof payload / sizeof payload[0]; ++n) payload[n] = 0;
         insert(payload, layout::ACCESS_ID, id);
         insert(payload, layout::ACCESS_OP, transaction.op);
@@ -478,7 +489,7 @@ class Harness {
         return true;
     }
 
-    // Outputs of a cycle: its inputs stay as they are until the clock has risen
+    // Outputs of a cycle, while its inputs are still where they were driven
 
     void observe() {
         bool progress = memory_.observe(counters.cycles);
@@ -536,7 +547,7 @@ class Harness {
         // Not "==", which would compare the places of two VlWide.
         expect(!verdict_waits_ || !std::memcmp(&payload, &waiting_verdict_, sizeof payload),
                "a verdict changes before it is taken");
-        verdict_waits_ = !top_.verdict__ready;
+        verdict_waits_ = !top_.next_verdict__ready;
         waiting_verdict_ = payload;
         if (verdict_waits_) return false;
         const auto id = uint32_t(extract(payload, layout::VERDICT_ID, layout::ID_BITS));
@@ -565,12 +576,12 @@ class Harness {
     }
 
     void apply_resolve() {
-        const unsigned bit = 1u << top_.resolve__branch;
+        const unsigned bit = 1u << top_.next_resolve__branch;
         for (uint32_t id = 0; id < owners_.size(); ++id) {
             Owner& owner = owners_[id];
             if (owner.number < 0 || !(owner.branches & bit)) continue;
             owner.branches &= uint8_t(~bit);
-            if (top_.resolve__mispredicted) {
+            if (top_.next_resolve__mispredicted) {
                 results_[owner.number] = {0, 0, SQUASHED, 0};
                 release(id);
             }
@@ -604,6 +615,7 @@ class Harness {
     uint32_t offered_id_ = 0;
     bool requesting_ = false, generating_ = false, generated_ = false;
     bool resolving_ = false, idle_ = true;
+    bool finished_ = false;
     bool verdict_waits_ = false;
     std::remove_reference_t<decltype(Pipeline::verdict__payload)> waiting_verdict_{};
     uint32_t tfsr_ = 0;

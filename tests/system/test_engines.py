@@ -11,7 +11,7 @@ from amaranth.hdl import Module
 from amaranth.lib import wiring
 from emte.rtl import DEFAULT, SMALL, Barrier, TagCheck, TagConfig
 from emte.sim import engines, ops, verilated
-from emte.sim.ops import Operation, Stream, StreamError
+from emte.sim.ops import Operation, Regime, Stream, StreamError
 from emte.sim.traffic import Traffic, random_stream
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -116,6 +116,12 @@ def test_failed_assertion_names_the_line(monkeypatch):
         engines.run(stream, engine="pysim", config=SMALL)
 
 
+def test_failed_assertion_in_an_empty_stream(monkeypatch):
+    monkeypatch.setattr("emte.rtl.pipeline.TagCheck", Babbler)
+    with pytest.raises(engines.PipelineError, match=r"^stream: an outcome came back, .* \d+\)$"):
+        engines.run(Stream("stream", []), engine="pysim", config=SMALL)
+
+
 # ---- Verilator -----------------------------------------------------------------------------------
 
 
@@ -188,6 +194,25 @@ def test_both_simulators_agree_on_every_cycle(pauses, seed):
     assert pysim.statistics == native.statistics
     assert native.statistics.read_bursts > 0
     assert native.statistics.write_bursts > 0
+
+
+@verilator
+@pytest.mark.parametrize(
+    "operations",
+    [
+        [],
+        [Operation("regime", regime=Regime())],
+        [Operation("load", address=0, size=1), Operation("regime", regime=Regime())],
+        [Operation("load", address=0, size=1), Operation("rgsr", tag=1, seed=2)],
+    ],
+)
+def test_both_simulators_end_in_the_same_cycle(operations):
+    """Also where what is last does not go through the pipeline, or nothing does."""
+    stream = Stream("stream", operations)
+    pysim, native = (
+        engines.run(stream, engine=engine, config=SMALL) for engine in ("pysim", "verilator")
+    )
+    assert pysim.statistics == native.statistics
 
 
 @verilator
