@@ -6,10 +6,10 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from .engines import DEFAULT_LATENCY, ENGINES, EngineError, PipelineError, compare, run
 from .ops import StreamError, check, read, replacing, write
@@ -27,8 +27,6 @@ OK = 0
 DIFFERENT = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
-
-_BLOCK = 65536
 
 
 class UserError(Exception):
@@ -196,9 +194,9 @@ def _run(arguments: argparse.Namespace) -> int:
                 expected = run(stream, progress=progress).outcomes
             difference = compare(stream, result.outcomes, expected)
         if file is not None:
-            file.writelines(_lines(result.outcomes))
+            file.writelines(result.outcomes.lines())
     if not arguments.out:
-        _print(_lines(result.outcomes))
+        _print(result.outcomes.lines())
 
     lines = summarize(stream, result, title=title)
     if arguments.check and difference is None:
@@ -228,20 +226,6 @@ def _expect_writable(path: str) -> None:
         pass
     if not exists:
         os.unlink(path)
-
-
-def _lines(outcomes: Sequence[dict[str, Any]]) -> Iterator[bytes]:
-    """The outcomes as lines of JSON, in large pieces."""
-    encode = json.JSONEncoder(separators=(",", ":")).encode
-    encoded: dict[int, bytes] = {}  # by identity: the frequent outcomes are shared objects
-    for first in range(0, len(outcomes), _BLOCK):
-        block = []
-        for outcome in outcomes[first : first + _BLOCK]:
-            line = encoded.get(id(outcome))
-            if line is None:
-                line = encoded[id(outcome)] = encode(outcome).encode() + b"\n"
-            block.append(line)
-        yield b"".join(block)
 
 
 def _print(blocks: Iterable[bytes]) -> None:

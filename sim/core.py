@@ -10,10 +10,10 @@ instructions, and whether an access is squashed in the end.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,8 @@ from emte.rtl.layouts import (
 )
 
 from .memory_map import MemoryMap
-from .ops import STORAGE_BASE, ColumnarStream, Operation, Regime, Stream, StreamError
+from .ops import MEMORIES, STORAGE_BASE, ColumnarStream, Operation, Regime, Stream, StreamError
+from .outcomes import Outcomes
 from .transactions import TRANSACTION, Flag, Kind, Status
 
 __all__ = ["Program"]
@@ -48,6 +49,8 @@ _MEMORY_FLAGS: dict[str, int] = {
 _NONE = 0xFF
 _FEW = 64
 """Rows for which arrays are not worth their while."""
+_MANY = 1 << 15
+"""Rows whose arrays the processor can keep at hand."""
 
 
 class _Recipe(enum.IntEnum):
@@ -64,8 +67,13 @@ class _Recipe(enum.IntEnum):
 
 
 _PASS: dict[str, Any] = {"outcome": "pass"}
-_SQUASHED: dict[str, Any] = {"outcome": "squashed"}
-_EMPTY: dict[str, Any] = {}
+_COMMON: tuple[dict[str, Any], ...] = (
+    *(_PASS, {}, {"outcome": "squashed"}),
+    *({**_PASS, "tag": tag} for tag in range(16)),
+)
+"""Outcomes that need not be made one by one."""
+_COMMON_OF = {_Recipe.VERDICT: 0, _Recipe.EMPTY: 1, _Recipe.SQUASHED: 2, _Recipe.VERDICT_TAG: 3}
+"""By recipe: the place in _COMMON of the outcome, if all has passed; of the one with tag 0."""
 _FAULTS = frozenset(Outcome) - {Outcome.PASS, Outcome.ASYNC}
 
 
@@ -97,6 +105,17 @@ def _is_canonical(regime: Regime, address: int) -> bool:
         return True
     looked_at = 0xF0 if regime.mtx[half] else 0xFF
     return (address >> 56 ^ -half) & looked_at == 0
+
+
+def _are_canonical(regime: Regime, addresses: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+    """:func:`_is_canonical` of many."""
+    accepted = np.ones(len(addresses), bool)
+    for half in (0, 1):
+        if not regime.tbi[half]:
+            looked_at = 0xF0 if regime.mtx[half] else 0xFF
+            of_half = (addresses >> 55 & 1) == half
+            accepted &= ~of_half | ((addresses >> 56 ^ 0xFF * half) & looked_at == 0)
+    return accepted
 
 
 def _split(address: int, size: int) -> list[tuple[int, int]]:
@@ -163,35 +182,33 @@ class Program:
         """File and line of an operation; the file alone where there is no operation."""
         return f"{self.path}:{self.lines[row]}" if len(self) else self.path
 
-    def outcomes(self, results: npt.NDArray[np.void]) -> list[dict[str, Any]]:
-        """The outcome of each operation, from the result of each transaction.
-
-        Outcomes that occur often are shared dictionaries: they must not be modified.
-        """
-        outcomes = [_PASS] * len(self)
-        # Nothing is to be done for an operation whose parts have all passed.
-        special = self._recipes != _Recipe.VERDICT
+    def outcomes(self, results: npt.NDArray[np.void]) -> Outcomes:
+        """The outcome of each operation, from the result of each transaction."""
+        common = np.zeros(len(_Recipe), np.uint32)
+        common[list(_COMMON_OF)] = list(_COMMON_OF.values())
+        which = common[self._recipes]
+        with_tag = np.flatnonzero(self._recipes == _Recipe.VERDICT_TAG)
+        which[with_tag] += (results["tags"][self._first[with_tag]] & 0xF).astype(np.uint32)
+        # All others one by one.
+        special = ~np.isin(self._recipes, list(_COMMON_OF))
         special[self.transactions["row"][results["outcome"] != Outcome.PASS.value]] = True
-        for row in np.flatnonzero(special).tolist():
-            outcomes[row] = self._outcome(row, results)
-        return outcomes
+        rows = np.flatnonzero(special)
+        which[rows] = np.arange(len(_COMMON), len(_COMMON) + len(rows))
+        return Outcomes([*_COMMON, *(self._outcome(row, results) for row in rows.tolist())], which)
 
-    def tfsr(self, outcomes: Sequence[dict[str, Any]]) -> dict[str, list[int]]:
+    def tfsr(self, outcomes: Outcomes) -> dict[str, list[int]]:
         """The sticky asynchronous faults that the outcomes leave behind."""
         sticky = {"el0": [0, 0], "el1": [0, 0]}
-        for row, outcome in enumerate(outcomes):
-            if outcome is not _PASS and "tfsr" in outcome:
-                flags = self.transactions["flags"][self._first[row]]
-                level = sticky["el0" if flags & Flag.EL0 else "el1"]
-                level[:] = [old | new for old, new in zip(level, outcome["tfsr"], strict=True)]
+        for row in outcomes.where(lambda outcome: "tfsr" in outcome):
+            flags = self.transactions["flags"][self._first[row]]
+            level = sticky["el0" if flags & Flag.EL0 else "el1"]
+            level[:] = [old | new for old, new in zip(level, outcomes[row]["tfsr"], strict=True)]
         return sticky
 
     def _outcome(self, row: int, results: npt.NDArray[np.void]) -> dict[str, Any]:
         recipe = self._recipes[row]
-        if recipe == _Recipe.EMPTY:
-            return _EMPTY
-        if recipe == _Recipe.SQUASHED:
-            return _SQUASHED
+        if recipe in (_Recipe.EMPTY, _Recipe.SQUASHED):
+            return _COMMON[_COMMON_OF[recipe]]
         if recipe == _Recipe.FIXED:
             return self._fixed[row]
         first = self._first[row]
@@ -242,6 +259,14 @@ class _Core:
     """Translates operations one by one."""
 
     _DATA = {"load": Op.LOAD, "store": Op.STORE, "atomic": Op.ATOMIC}
+    # Of the columnar form, with their size; those without one act on a block of DCZID.
+    _OF_GRANULES: Mapping[str, tuple[Op, int | None]] = {
+        "ldg": (Op.LDG, 16),
+        "stg": (Op.STG, 16),
+        "st2g": (Op.STG, 32),
+        "dc_gva": (Op.STG, None),
+        "dc_zva": (Op.STORE, None),
+    }
     _MAINTENANCE = {
         "clean": Op.CLEAN,
         "invalidate": Op.INVALIDATE,
@@ -334,36 +359,61 @@ class _Core:
         """Translate a columnar stream: what lies between two changes of state at a time."""
         names = stream.columns["op_names"].tolist()
         changes = [names.index(name) for name in ("map", "regime") if name in names]
-        first = 0
-        for row in np.flatnonzero(np.isin(stream.columns["op"], changes)).tolist():
-            self._translate_rows(stream, first, row)
-            first = row
-        self._translate_rows(stream, first, len(stream))
+        rows = np.flatnonzero(np.isin(stream.columns["op"], changes)).tolist()
+        for first, last in pairwise([0, *rows, len(stream)]):
+            for start in range(first, last, _MANY):
+                self._translate_rows(stream, start, min(start + _MANY, last))
 
     def _translate_rows(self, stream: ColumnarStream, first: int, last: int) -> None:
         """Translate the rows from ``first`` on; none but the first may change the state."""
-        head = min(last, first + _FEW)
+        head = first + 1 if last - first > _FEW else last
         for row, operation in enumerate(stream.at(np.arange(first, head)), first):
             self.translate(row, operation)
         if head == last:
             return
         self._finished.append(self._take())
         rows = np.arange(head, last)
-        address = stream.columns["address"][rows]
-        size = stream.columns["size"][rows].astype(np.uint64)
-        flags = stream.columns["flags"][rows]
-        names = stream.columns["op_names"].tolist()
-        codes = np.array([self._DATA[name].value if name in self._DATA else 0xFF for name in names])
-        op = codes[stream.columns["op"][rows]]
+        columns = {name: stream.columns[name][head:last] for name in ("op", "tag", "flags")}
+        address = stream.columns["address"][head:last].copy()
+        size = stream.columns["size"][head:last].astype(np.uint64)
+        tags = np.zeros(len(rows), np.uint64)
+        flags = (columns["flags"] & 3) << 2 | np.where(columns["flags"] & 4, 0, np.uint8(Flag.EL0))
 
-        # Data accesses to memory that is there, and that hang on no branch.
-        here = PAGE - address % PAGE
-        crossing = size > here
-        there = address & _POINTER_BITS | (address + here) & _OFFSET_BITS
-        memory, memory_there = self._memory_of(address), self._memory_of(there)
-        plain = (op != 0xFF) & (memory != _NONE) & ~(crossing & (memory_there == _NONE))
+        # What each becomes if it is an access to memory that is there, and hangs on no branch.
+        names = stream.columns["op_names"].tolist()
+        codes = {**self._DATA, **{name: op for name, (op, _) in self._OF_GRANULES.items()}}
+        op = np.array([codes[name].value if name in codes else 0xFF for name in names], np.uint8)
+        op = op[columns["op"]]
+        plain = op != 0xFF
         if "branches" in stream.columns:
-            plain &= stream.columns["branches"][rows] == 0
+            plain &= stream.columns["branches"][head:last] == 0
+        for number, name in enumerate(names):
+            if name not in self._OF_GRANULES:
+                continue
+            code, fixed = self._OF_GRANULES[name]
+            of = np.flatnonzero(columns["op"] == number)
+            size[of] = fixed or 4 << self._regime.dczid_bs
+            if name in ("stg", "st2g"):
+                tags[of] = columns["tag"][of]
+                plain[of] &= address[of] % 16 == 0
+            else:
+                address[of] &= -size[of]
+                if code is Op.STG:
+                    tags[of] = address[of] >> 56 & 0xF
+        memory = self._memory_of(address)
+        plain &= memory != _NONE
+
+        # An access that crosses a page becomes two.
+        here = PAGE - (address & (PAGE - 1))
+        crossing = np.flatnonzero(plain & (size > here))
+        here = here[crossing]
+        there = address[crossing] & _POINTER_BITS | (address[crossing] + here) & _OFFSET_BITS
+        memory_there = self._memory_of(there)
+        mapped = memory_there != _NONE
+        plain[crossing] = mapped
+        crossing, here, there = crossing[mapped], here[mapped], there[mapped]
+        size_there = size[crossing] - here
+        size[crossing] = here
 
         # All others one by one.
         others = np.flatnonzero(~plain)
@@ -371,39 +421,35 @@ class _Core:
             self.translate(row, operation)
         piece = self._take()
 
-        counts = np.where(crossing, 2, 1)
+        counts = np.ones(len(rows), np.int64)
+        counts[crossing] = 2
         counts[others] = piece.counts
-        recipes = np.full(len(rows), _Recipe.VERDICT, dtype=np.uint8)
+        recipes = np.where(op == Op.LDG.value, _Recipe.VERDICT_TAG, _Recipe.VERDICT)
         recipes[others] = piece.recipes
+        of = np.repeat(np.arange(len(rows)), counts)
+        transactions = np.zeros(len(of), dtype=TRANSACTION)
+        for name, values in (
+            *(("va", address), ("tags", tags), ("bytes", size), ("row", rows)),
+            *(("op", op), ("flags", flags | memory)),
+        ):
+            transactions[name] = values[of]
         at = np.cumsum(counts) - counts
-        transactions = np.empty(counts.sum(), dtype=TRANSACTION)
         shift = np.repeat(at[others] - (np.cumsum(piece.counts) - piece.counts), piece.counts)
         transactions[shift + np.arange(len(shift))] = piece.transactions
-        flags = (flags & 3) << 2 | np.where(flags & 4, 0, Flag.EL0).astype(np.uint8)
-        for part, va, size_of_part, memory_of_part, of in (
-            (0, address, np.minimum(size, here), memory, plain),
-            (1, there, size - here, memory_there, plain & crossing),
-        ):
-            places = at[of] + part
-            transactions["va"][places] = va[of]
-            transactions["tags"][places] = 0
-            transactions["bytes"][places] = size_of_part[of]
-            transactions["row"][places] = rows[of]
-            transactions["kind"][places] = Kind.ACCESS
-            transactions["op"][places] = op[of]
-            transactions["flags"][places] = flags[of] | memory_of_part[of]
-            transactions["branches"][places] = 0
+        seconds = transactions[at[crossing]]
+        seconds["va"], seconds["bytes"] = there, size_there
+        seconds["flags"] = flags[crossing] | memory_there[mapped]
+        seconds["flags"][seconds["op"] == Op.STG.value] |= np.uint8(Flag.IF_PASSED)
+        transactions[at[crossing] + 1] = seconds
         lines = (rows + 1).astype(np.uint32)
-        self._finished.append(_Piece(transactions, lines, recipes, counts))
+        self._finished.append(_Piece(transactions, lines, recipes.astype(np.uint8), counts))
 
     def _memory_of(self, addresses: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint8]:
         """:meth:`_memory` of many: the flags of each, or _NONE."""
-        numbers = {**_MEMORY_FLAGS, "none": _NONE}
-        # An address is accepted or not by its bits 63:55, and the same pages come often.
-        pages = addresses >> 55 << 55 | (addresses & _PHYSICAL_BITS) >> 12 << 12
-        places, which = np.unique(pages, return_inverse=True)
-        kinds = [numbers[self._memory(place)] for place in places.tolist()]
-        return np.array(kinds, dtype=np.uint8)[which]
+        flags = np.array([_MEMORY_FLAGS.get(kind, _NONE) for kind in MEMORIES], np.uint8)
+        memory = flags[self._memory_map.kinds(addresses)]
+        memory[~_are_canonical(self._regime, addresses)] = _NONE
+        return memory
 
     # What the translators share
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .model import Model
 from .ops import Stream, check
+from .outcomes import Outcome, Outcomes
 from .transactions import EngineError, PipelineError, Progress, Statistics
 
 if TYPE_CHECKING:
@@ -32,8 +33,6 @@ DEFAULT_LATENCY = 40
 
 _PROGRESS_STEP = 4096
 
-Outcome = dict[str, Any]
-
 
 @dataclass(frozen=True, eq=False)
 class RunResult:
@@ -41,15 +40,15 @@ class RunResult:
 
     Attributes
     ----------
-    outcomes : list
-        One outcome for each operation, in order. Frequent ones are shared: do not modify them.
+    outcomes : Outcomes
+        One outcome for each operation, in order.
     statistics : Statistics, optional
         What checking cost; None for the model.
     tfsr : dict
         Sticky asynchronous faults: ``{"el0": [TF0, TF1], "el1": [TF0, TF1]}``.
     """
 
-    outcomes: list[Outcome]
+    outcomes: Outcomes
     statistics: Statistics | None
     tfsr: dict[str, list[int]]
 
@@ -138,12 +137,14 @@ def run(
 
 def _run_model(stream: Stream, progress: Progress | None) -> RunResult:
     model = Model()
-    outcomes = []
-    for outcome in model.run(stream):
-        outcomes.append(outcome)
-        if progress and len(outcomes) % _PROGRESS_STEP == 0:
-            progress(len(outcomes), len(stream))
-    return RunResult(outcomes, None, model.tfsr)
+
+    def reported() -> Iterator[Outcome]:
+        for number, outcome in enumerate(model.run(stream), 1):
+            yield outcome
+            if progress and number % _PROGRESS_STEP == 0:
+                progress(number, len(stream))
+
+    return RunResult(Outcomes.of(reported()), None, model.tfsr)
 
 
 def compare(
@@ -156,7 +157,7 @@ def compare(
     ValueError
         One of them has not exactly one outcome for each operation.
     """
-    for operation, outcome, wanted in zip(stream, outcomes, expected, strict=True):
+    for row, outcome, wanted in zip(range(len(stream)), outcomes, expected, strict=True):
         if outcome != wanted:
-            return Difference(operation.line, outcome, wanted)
+            return Difference(stream[row].line, outcome, wanted)
     return None

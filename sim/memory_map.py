@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 
+import numpy as np
+import numpy.typing as npt
+
 from .ops import MEMORIES
 
 __all__ = ["MemoryMap"]
@@ -46,3 +49,9 @@ class MemoryMap:
     def kind(self, address: int) -> str:
         """Which of :data:`~emte.sim.ops.MEMORIES` the page of an address is."""
         return self._kinds[bisect_right(self._starts, address % _END) - 1]
+
+    def kinds(self, addresses: npt.NDArray[np.uint64]) -> npt.NDArray[np.intp]:
+        """:meth:`kind` of many addresses, as its number in ``MEMORIES``."""
+        numbers = np.array([MEMORIES.index(kind) for kind in self._kinds])
+        starts = np.array(self._starts, np.uint64)
+        return numbers[np.searchsorted(starts, addresses % _END, side="right") - 1]

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .model import Model
 from .ops import TAG_STORES, Operation, Regime, Stream, granules
+from .outcomes import Outcome, Outcomes
 
 if TYPE_CHECKING:
     from .engines import RunResult
@@ -38,7 +38,7 @@ class Fault:
     """
 
     operation: Operation
-    outcome: dict[str, Any]
+    outcome: Outcome
     address: int
     memory_tag: int | None
 
@@ -47,7 +47,7 @@ class Fault:
         return self.address >> 56 & 0xF
 
 
-def faults(stream: Stream, outcomes: Sequence[dict[str, Any]]) -> Iterator[Fault]:
+def faults(stream: Stream, outcomes: Outcomes) -> Iterator[Fault]:
     """The faults of a run, in order.
 
     The tags in memory come from a golden model that is given only what changes them.
@@ -56,11 +56,9 @@ def faults(stream: Stream, outcomes: Sequence[dict[str, Any]]) -> Iterator[Fault
     regime = Regime()
     changes = stream.select(_CHANGES)
     change = next(changes, None)
-    for index, outcome in enumerate(outcomes):
-        kind = outcome.get("outcome")
-        if kind is None or kind in _HARMLESS:
-            continue
-        operation = stream[index]
+    for row in outcomes.where(lambda outcome: outcome.get("outcome", "pass") not in _HARMLESS):
+        operation, outcome = stream[row], outcomes[row]
+        kind = outcome["outcome"]
         while change is not None and change.line < operation.line:
             model.step(change)
             regime = change.regime or regime
@@ -160,8 +158,7 @@ def cost(statistics: Statistics, instructions: int) -> list[tuple[str, str]]:
 def summarize(stream: Stream, result: RunResult, *, title: str, shown: int = 8) -> list[str]:
     """The summary of a run, line by line."""
     outcomes = result.outcomes
-    verdicts = Counter(outcome.get("outcome", "") for outcome in outcomes)
-    verdicts.pop("", None)  # what has no verdict: maintenance, tag choice, the scene
+    verdicts = outcomes.verdicts()
     rows = [
         ("operations", f"{len(stream):,}: {_listing(stream.counts())}" if len(stream) else "none"),
         ("verdicts", _listing(verdicts) or "none"),
@@ -170,7 +167,7 @@ def summarize(stream: Stream, result: RunResult, *, title: str, shown: int = 8) 
     if result.statistics is not None:
         rows += cost(result.statistics, stream.instructions())
     lines = [title, *(f"  {line}" for line in table(rows))]
-    count = sum(verdicts.values()) - sum(verdicts[kind] for kind in _HARMLESS)
+    count = sum(number for kind, number in verdicts.items() if kind not in _HARMLESS)
     if count:
         lines.append(f"  faults{f', the first {shown} of {count:,}' if count > shown else ''}")
         first = islice(faults(stream, outcomes), shown)

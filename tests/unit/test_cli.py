@@ -13,6 +13,7 @@ from emte.sim import cli, demo, engines, ops, summary
 from emte.sim.cli import main
 from emte.sim.engines import EngineError, PipelineError, RunResult
 from emte.sim.ops import Operation, Regime, Stream
+from emte.sim.outcomes import Outcomes
 from emte.sim.transactions import Statistics
 
 TRACES = Path(__file__).parents[2] / "sim" / "traces"
@@ -95,7 +96,7 @@ def hardware(monkeypatch):
         if engine == "model":
             return result
         outcomes = [changed.get(n, outcome) for n, outcome in enumerate(result.outcomes, 1)]
-        return RunResult(outcomes, MEASURED, result.tfsr)
+        return RunResult(Outcomes.of(outcomes), MEASURED, result.tfsr)
 
     monkeypatch.setattr(cli, "run", run)
     monkeypatch.setattr(demo, "run", run)

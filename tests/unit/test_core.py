@@ -1,11 +1,14 @@
 """The front end alone: which transactions a stream becomes, and what outcomes their results."""
 
+from unittest.mock import patch
+
 import numpy as np
 import pytest
 from emte.rtl.layouts import Op, Outcome
-from emte.sim import ops
+from emte.sim import core, ops
 from emte.sim.core import Program
 from emte.sim.ops import STORAGE_BASE, Operation, Regime, Stream
+from emte.sim.outcomes import Outcomes
 from emte.sim.traffic import Traffic
 from emte.sim.transactions import RESULT, Flag, Kind, Status
 from hypothesis import given, settings
@@ -324,7 +327,8 @@ def test_tfsr_bit_follows_half_and_level():
     )
     outcomes = outcomes_of(program, ASYNC, PASS)
     assert outcomes == [{"outcome": "async", "tfsr": [0, 1]}, {"outcome": "pass"}]
-    assert program.tfsr([{}] * len(MAP) + outcomes) == {"el0": [0, 0], "el1": [0, 1]}
+    every = Outcomes.of([*[{}] * len(MAP), *outcomes])
+    assert program.tfsr(every) == {"el0": [0, 0], "el1": [0, 1]}
 
 
 @pytest.mark.parametrize(
@@ -436,14 +440,20 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("columnar")
 
 
-@settings(max_examples=25)
-@given(rng=st.randoms(use_true_random=False), count=st.integers(0, 400))
-def test_columns_are_translated_as_their_operations(rng, count, folder):
+@settings(max_examples=50)
+@given(
+    rng=st.randoms(use_true_random=False),
+    count=st.integers(0, 400),
+    few=st.sampled_from((1, 64)),
+    many=st.sampled_from((1, 7, 1 << 15)),
+)
+def test_columns_are_translated_as_their_operations(rng, count, few, many, folder):
     operations = [each for each in Traffic(rng).operations(count) if each.op in COLUMNAR]
     path = folder / "stream.npz"
     ops.write(path, Stream("stream", operations))
     stream = ops.read(path)
-    columnar = Program.of(stream)
+    with patch.multiple(core, _FEW=few, _MANY=many):
+        columnar = Program.of(stream)
     single = Program.of(Stream(stream.path, list(stream)))
     assert columnar.transactions.tolist() == single.transactions.tolist()
     assert columnar.lines.tolist() == single.lines.tolist()

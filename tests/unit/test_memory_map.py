@@ -2,8 +2,10 @@
 
 import re
 
+import numpy as np
 import pytest
 from emte.sim.memory_map import MemoryMap
+from emte.sim.ops import MEMORIES
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -76,3 +78,12 @@ def test_agrees_with_a_list_of_pages(changes):
     for page, kind in enumerate(expected):
         assert pages.kind(page * PAGE) == kind
         assert pages.kind(page * PAGE + PAGE - 1) == kind
+
+
+def test_many_at_a_time(rng):
+    pages = MemoryMap()
+    for _ in range(20):
+        pages.set(rng.randrange(64) * PAGE, rng.randrange(8) * PAGE, rng.choice(MEMORIES))
+    addresses = [rng.randrange(80 * PAGE) | rng.getrandbits(12) << 52 for _ in range(1000)]
+    kinds = pages.kinds(np.array(addresses, np.uint64))
+    assert [MEMORIES[kind] for kind in kinds] == [pages.kind(address) for address in addresses]
