@@ -175,9 +175,9 @@ class TagPolicy:
     prefetch: bool = False
     """A miss fetches the next line too."""
     touched_map: int = 0
-    """Lines of 64 bytes of an on-chip cache of the *touched map*: one bit in memory for each line
-    of tags, set when that line is first written back. Lines never written back hold zeros and need
-    not be fetched. 0: no such map."""
+    """Lines of 64 bytes of an on-chip cache of the *touched map*: one bit in memory for each 64
+    bytes of tags (or line, if that is longer), set when any of them is first written back. What was
+    never written back holds zeros and need not be fetched. 0: no such map."""
 
     def __post_init__(self) -> None:
         sets = self.cache_bytes // (self.ways * self.line_bytes)
@@ -225,9 +225,10 @@ def tag_traffic(lookups: Lookups, policy: TagPolicy) -> TagTraffic:
     """Run lookups through a tag cache that is empty at first, over storage that holds zeros."""
     line_words = policy.line_bytes // _WORD_BYTES
     shape = (policy.sets, policy.ways)
-    lines = np.zeros(0, np.int64)
+    pieces = np.zeros(0, np.int64)
+    piece_words = max(line_words, _PIECE_WORDS)
     if policy.touched_map:
-        lines = np.unique(np.concatenate([lookups.word, lookups.stored_before]) // line_words)
+        pieces = np.unique(np.concatenate([lookups.word, lookups.stored_before]) // piece_words)
     state = _TagState(
         line=np.full(shape, -1, np.int64),
         known=np.zeros((*shape, line_words), np.uint16),
@@ -235,8 +236,8 @@ def tag_traffic(lookups: Lookups, policy: TagPolicy) -> TagTraffic:
         order=np.zeros(shape, np.int64),
         tree=np.zeros(policy.sets, np.int64),
         open=np.full((max(policy.gathering, 1), 2), -1, np.int64),
-        lines=lines,
-        touched=np.isin(lines, lookups.stored_before // line_words),
+        pieces=pieces,
+        touched=np.isin(pieces, lookups.stored_before // piece_words),
         map_line=np.full(max(policy.touched_map, 1), -1, np.int64),
         map_used=np.zeros(max(policy.touched_map, 1), np.int64),
         map_dirty=np.zeros(max(policy.touched_map, 1), np.bool_),
@@ -268,7 +269,9 @@ def tag_traffic(lookups: Lookups, policy: TagPolicy) -> TagTraffic:
 _MISSES, _FETCHES, _READ, _WRITE_BACKS, _WRITTEN, _MAP, _COUNTS = range(7)
 _MAP_LINE_BYTES = 64
 _MAP_REACH = 8 * _MAP_LINE_BYTES
-"""Lines of tags that a line of the touched map tells of."""
+"""Bits in a line of the touched map."""
+_PIECE_WORDS = 8
+"""Tag words for which the touched map has a bit, at least."""
 
 
 class _Form(NamedTuple):
@@ -293,8 +296,8 @@ class _TagState(NamedTuple):
     order: npt.NDArray[np.int64]  # when last used, when filled, or how soon again
     tree: npt.NDArray[np.int64]  # bit n - 1: where node n of the pseudo-LRU tree points
     open: npt.NDArray[np.int64]  # set and way of each line that is gathering, the oldest first
-    lines: npt.NDArray[np.int64]  # all lines of the program, in order
-    touched: npt.NDArray[np.bool_]  # the touched map, by the place in `lines`
+    pieces: npt.NDArray[np.int64]  # what the touched map has bits for, in order
+    touched: npt.NDArray[np.bool_]  # the bits
     map_line: npt.NDArray[np.int64]
     map_used: npt.NDArray[np.int64]
     map_dirty: npt.NDArray[np.bool_]
@@ -302,9 +305,10 @@ class _TagState(NamedTuple):
 
 
 @njit(cache=True)
-def _touch_map(state, line, write, now):
+def _touch_map(form, state, line, write, now):
     """Look a line up in the touched map, or mark it there; was it marked before?"""
-    wanted = line // _MAP_REACH
+    piece = line * form.line_words // max(form.line_words, _PIECE_WORDS)
+    wanted = piece // _MAP_REACH
     way = _find(state.map_line, wanted)
     if way < 0:
         way = state.map_used.argmin()
@@ -312,8 +316,8 @@ def _touch_map(state, line, write, now):
         state.map_line[way] = wanted
         state.map_dirty[way] = False
     state.map_used[way] = now
-    place = np.searchsorted(state.lines, line)
-    if place == len(state.lines) or state.lines[place] != line:
+    place = np.searchsorted(state.pieces, piece)
+    if place == len(state.pieces) or state.pieces[place] != piece:
         return False  # only ever prefetched
     marked = state.touched[place]
     if write and not marked:
@@ -326,7 +330,7 @@ def _touch_map(state, line, write, now):
 def _fetch(form, state, index, way, sector, now):
     """Fetch a sector; true if memory was asked for tags."""
     known = state.known[index, way]
-    if form.mapped and not _touch_map(state, state.line[index, way], False, now):
+    if form.mapped and not _touch_map(form, state, state.line[index, way], False, now):
         known[:] = _ALL
         return False
     state.counts[_FETCHES] += 1
@@ -399,7 +403,7 @@ def _evict(form, state, index, way, now):
             if dirty[begin : begin + form.write_words].any():
                 state.counts[_WRITTEN] += form.write_words
         if form.mapped:
-            _touch_map(state, state.line[index, way], True, now)
+            _touch_map(form, state, state.line[index, way], True, now)
     if form.gathering:
         for n in range(form.gathering):
             if state.open[n, 0] == index and state.open[n, 1] == way:

@@ -9,11 +9,13 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, NoReturn
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from .engines import DEFAULT_LATENCY, ENGINES, EngineError, PipelineError, compare, run
 from .ops import StreamError, check, read, replacing, write
 from .summary import progress_bar, summarize
+from .workloads import PATTERNS, WORKLOADS, generate
 
 if TYPE_CHECKING:
     from emte.rtl import TagConfig
@@ -107,6 +109,19 @@ def _parser() -> argparse.ArgumentParser:
     converter.add_argument("source", metavar="A")
     converter.add_argument("target", metavar="B")
     converter.set_defaults(perform=_convert)
+
+    _add_bench(commands)
+
+    generator = commands.add_parser(
+        "generate",
+        help="write the stream of a workload or pattern",
+        description="Write the operation stream of a workload or pattern of emte bench.",
+    )
+    generator.add_argument("name", metavar="NAME", choices=_GENERATED, help=", ".join(_GENERATED))
+    generator.add_argument("target", metavar="STREAM")
+    generator.add_argument("--operations", type=_integer(1, 1 << 26), metavar="N")
+    generator.add_argument("--seed", type=_integer(0, (1 << 64) - 1), default=1, metavar="N")
+    generator.set_defaults(perform=_generate)
 
     demo = commands.add_parser(
         "demo",
@@ -237,6 +252,128 @@ def _print(blocks: Iterable[bytes]) -> None:
         # What is left in the buffer has nowhere to go: the interpreter must not try at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise OSError(error.errno, error.strerror, "standard output") from None
+
+
+# ---- emte bench, emte generate -------------------------------------------------------------------
+
+_GENERATED = (*WORKLOADS, *PATTERNS)
+
+
+def _sweep(text: str) -> tuple[str, list[int]]:
+    name, _, values = text.partition("=")
+    return name, [_integer(1, 1_000_000)(value) for value in values.split(",")]
+
+
+def _add_bench(commands: Any) -> None:
+    parser = commands.add_parser(
+        "bench",
+        help="measure what checking costs",
+        description="Measure DRAM traffic with models of the caches, and cycles with the hardware.",
+    )
+    parser.add_argument(
+        "streams",
+        nargs="*",
+        metavar="STREAM",
+        help="a file, or the name of a recorded program, workload or pattern; all: every one of "
+        "these (default, where no --pattern is given)",
+    )
+    parser.add_argument(
+        "--pattern", action="append", default=[], choices=_GENERATED, help="may be repeated"
+    )
+    points = parser.add_mutually_exclusive_group()
+    points.add_argument(
+        "--sweep",
+        action="append",
+        default=[],
+        type=_sweep,
+        metavar="PARAMETER=N,N",
+        help="values of size (KiB), ways, line (bytes), mshrs or latency (cycles); repeated: all "
+        "combinations. Default: the usual values of each parameter, one at a time",
+    )
+    points.add_argument(
+        "--full", action="store_true", help="all combinations of the usual values; takes hours"
+    )
+    parser.add_argument(
+        "--operations",
+        type=_integer(100, 1 << 26),
+        metavar="N",
+        help="measured on the hardware (default: 50,000 of a program, 6,000 of a pattern)",
+    )
+    parser.add_argument(
+        "--length",
+        type=_integer(100, 1 << 26),
+        metavar="N",
+        help="operations of workloads and patterns for the models (default: as each is meant)",
+    )
+    parser.add_argument("--json", metavar="FILE", help="write all figures")
+    parser.add_argument("--plots", metavar="DIR", help="draw plots, as SVG")
+    parser.add_argument("--page", metavar="FILE.md", help="write the tables as a page")
+    parser.add_argument(
+        "--jobs", type=_integer(1, 1024), metavar="N", help="processes (default: one for each core)"
+    )
+    parser.add_argument("--scheduler", metavar="ADDRESS", help="run on this Dask cluster instead")
+    parser.add_argument("--seed", type=_integer(0, (1 << 64) - 1), default=1, metavar="N")
+    parser.set_defaults(perform=_bench)
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    try:
+        from . import bench, bench_report
+
+        # Found missing now, and not after a long run.
+        needed = {"matplotlib": arguments.plots, "distributed": arguments.scheduler}
+        for module, wanted in needed.items():
+            if wanted is not None:
+                import_module(module)
+    except ModuleNotFoundError as error:
+        raise UserError(f"emte bench needs {error.name}: pip install 'emte[bench]'") from None
+    names = [*arguments.streams, *arguments.pattern] or ["all"]
+    sources = bench.sources(names, arguments.seed)
+    for source in sources:
+        if source.kind == "file":
+            bench.examine(source)
+    swept: dict[str, list[int]] = {}
+    for name, values in arguments.sweep:
+        if name not in bench.SWEEP:
+            raise UserError(f"--sweep: parameters are {', '.join(bench.SWEEP)}, not {name!r}")
+        swept.setdefault(name, []).extend(values)
+    points, left_out = bench.points(swept, full=arguments.full)
+    if not points:
+        raise UserError("--sweep: the hardware can be built in none of these forms")
+    plan = bench.Plan(sources, points, length=arguments.length)
+    if arguments.operations:
+        plan = replace(plan, operations=arguments.operations, few=arguments.operations)
+    for path in (arguments.json, arguments.page):
+        if path:
+            _expect_writable(path)
+    if arguments.plots:
+        os.makedirs(arguments.plots, exist_ok=True)
+
+    jobs = arguments.jobs or bench.default_jobs()
+    with bench.executor(jobs, arguments.scheduler) as pool, progress_bar("bench") as progress:
+        results = bench.measure(plan, pool, progress)
+
+    from rich.console import Console
+
+    bench_report.show(Console(width=None if sys.stdout.isatty() else 200), results, plan)
+    if left_out:
+        print(f"{left_out} more configurations cannot be built.", file=sys.stderr)
+    drawn = bench_report.plot(results, plan, arguments.plots) if arguments.plots else []
+    if arguments.json:
+        with replacing(arguments.json) as file:
+            file.write(json.dumps(bench.record(results, plan), indent=1).encode() + b"\n")
+    if arguments.page:
+        folder = os.path.dirname(os.path.abspath(arguments.page))
+        seen = [os.path.relpath(path, folder) for path in drawn]
+        with replacing(arguments.page) as file:
+            file.write(bench_report.page(results, plan, seen).encode())
+    return OK
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    stream = generate(arguments.name, operations=arguments.operations, seed=arguments.seed)
+    write(arguments.target, stream)
+    return OK
 
 
 # ---- emte convert, emte demo ---------------------------------------------------------------------

@@ -313,18 +313,18 @@ def _set_stride(recorder: _Recorder) -> None:
 
 
 def _pointer_chase(recorder: _Recorder) -> None:
-    """Nodes of 64 bytes in 8 MiB, each tagged by itself, visited in an order that leaps about."""
-    count = 1 << 17
-    tags = [recorder.rng.randint(1, 15) for _ in range(count)]
-    visited = range(0, count, 16)  # one node of each KiB
+    """4,096 nodes of 64 bytes, one in each 2 KiB of 8 MiB and each with a tag of its own, visited
+    in an order that leaps about."""
+    nodes = [
+        _BASE + address | recorder.rng.randint(1, 15) << 56 for address in range(0, 1 << 23, 2048)
+    ]
     recorder.load(_BASE)
-    for node in visited:
-        recorder.tag(_BASE + 64 * node | tags[node] << 56, 64)
-    order = list(visited)
-    recorder.rng.shuffle(order)
+    for node in nodes:
+        recorder.tag(node, 64)
+    recorder.rng.shuffle(nodes)
     while True:
-        for node in order:
-            recorder.load(_BASE + 64 * node | tags[node] << 56)
+        for node in nodes:
+            recorder.load(node)
 
 
 def _retag(recorder: _Recorder) -> None:

@@ -262,6 +262,13 @@ class TestTouchedMap:
         assert self.run(*loads(0, 8, far, 16), lines=1).map_bytes == 3 * 64
         assert self.run(*loads(0, 8, far, 16), lines=2).map_bytes == 2 * 64
 
+    def test_bit_tells_of_64_bytes(self):
+        """Of several short lines, of which only one was written back."""
+        policy = TagPolicy(cache_bytes=64, ways=4, line_bytes=16, touched_map=1)
+        made = [*stores(0), *loads(16, 32, 48, 64), *loads(2, 8)]
+        traffic = tag_traffic(lookups(*made), policy)
+        assert (traffic.write_backs, traffic.fetches, traffic.map_bytes) == (1, 1, 64)
+
     def test_map_is_written_back(self):
         made = [*stores(0), *loads(8, 16, 24, 32), *loads(8 * 512)]
         assert self.run(*made).map_bytes == 64 + 64 + 64
