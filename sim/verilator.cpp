@@ -4,19 +4,14 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <cstdio>
 #include <cstring>
-#include <deque>
-#include <memory>
-#include <stdexcept>
 #include <string>
 #include <type_traits>
-#include <unordered_map>
-#include <utility>
 #include <vector>
 
 #include "Pipeline.h"
 #include "layout.h"  // where the fields of payloads lie, and what depends on the configuration
+#include "dram.h"  // after layout.h, which has other names for ports
 #include "verilated.h"
 #if VM_TRACE
 #include "verilated_vcd_c.h"
@@ -45,7 +40,7 @@ struct Timing {
 
 struct Counters {
     uint64_t row, operations, cycles, accesses, lookups;
-    uint64_t read_bursts, read_beats, write_bursts, write_beats;
+    Traffic traffic;
 };
 
 enum Kind : uint8_t { ACCESS, GENERATE, RESOLVE, REGIME, STORAGE, GCR, RGSR };
@@ -53,18 +48,7 @@ enum Flag : uint8_t { EL0 = 16, IF_PASSED = 32, DRAIN = 64, MISPREDICTED = 128 }
 enum Outcome : uint32_t { PASS = 0, ASYNC = 1, SQUASHED = 8, NOT_SENT = 9 };
 
 constexpr uint64_t PHYSICAL_BITS = (uint64_t(1) << 52) - 1;
-constexpr std::size_t OUTSTANDING_BURSTS = 8;
 constexpr uint64_t PATIENCE = 10000;
-
-// ---- Rules of the ports ------------------------------------------------------------------------
-
-struct BrokenRule : std::runtime_error {
-    using std::runtime_error::runtime_error;
-};
-
-void expect(bool condition, const char* message) {
-    if (!condition) throw BrokenRule(message);
-}
 
 // ---- Fields of payloads that are wider than 64 bits ---------------------------------------------
 
@@ -86,208 +70,6 @@ uint64_t extract(const VlWide<Words>& payload, unsigned at, unsigned width) {
     return width < 64 ? value & ((uint64_t(1) << width) - 1) : value;
 }
 
-// ---- Random pauses -----------------------------------------------------------------------------
-
-enum Lane { LANE_REQUEST, LANE_VERDICT, LANE_RESOLVE, LANE_READ_ADDRESS, LANE_WRITE_ADDRESS,
-            LANE_WRITE_DATA, LANE_READ_DATA, LANE_MEMORY };
-
-class Chance {
-  public:
-    const bool active;
-
-    explicit Chance(uint64_t seed) : active(seed != 0), state_(seed) {}
-
-    void next_cycle(uint64_t cycle) {
-        if (!active) return;
-        if (cycle % 256 == 0) mood_ = next();
-        draw_ = next();
-    }
-
-    bool pauses(Lane lane) const {
-        static constexpr unsigned levels[] = {0, 32, 128, 240};
-        return active && byte(lane) < levels[mood_ >> 8 * lane & 3];
-    }
-
-    unsigned byte(Lane lane) const { return draw_ >> 8 * lane & 0xFF; }
-
-  private:
-    uint64_t next() {
-        uint64_t z = state_ += 0x9E3779B97F4A7C15;
-        z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9;
-        z = (z ^ z >> 27) * 0x94D049BB133111EB;
-        return z ^ z >> 31;
-    }
-
-    uint64_t state_, mood_ = 0, draw_ = 0;
-};
-
-// ---- DRAM behind AXI4 --------------------------------------------------------------------------
-
-class Memory {
-  public:
-    uint64_t storage_begin = 0, storage_end = 0;
-
-    Memory(Pipeline& top, const Chance& chance, Counters& counters, uint64_t latency)
-        : top_(top), chance_(chance), counters_(counters), latency_(latency) {}
-
-    void drive(uint64_t cycle) {
-        top_.next_memory__arready =
-            reads_.size() < OUTSTANDING_BURSTS && !chance_.pauses(LANE_READ_ADDRESS);
-        top_.next_memory__awready =
-            writes_.size() < OUTSTANDING_BURSTS && !chance_.pauses(LANE_WRITE_ADDRESS);
-        top_.next_memory__wready = !chance_.pauses(LANE_WRITE_DATA);
-
-        if (!reading_) choose(cycle);
-        if (reading_ && !beat_offered_) beat_offered_ = !chance_.pauses(LANE_READ_DATA);
-        top_.next_memory__rvalid = beat_offered_;
-        if (beat_offered_) {
-            top_.next_memory__rid = read_.id;
-            top_.next_memory__rdata = read_.words[read_.next];
-            top_.next_memory__rlast = read_.next + 1 == read_.words.size();
-        }
-
-        if (!response_offered_ && !responses_.empty() && responses_.front().due <= cycle) {
-            response_offered_ = true;
-            perform(responses_.front());
-            top_.next_memory__bid = responses_.front().id;
-        }
-        top_.next_memory__bvalid = response_offered_;
-    }
-
-    bool observe(uint64_t cycle) {
-        bool progress = false;
-        uint64_t due = cycle + latency_;
-        if (chance_.active) due += chance_.byte(LANE_MEMORY) % 16;
-        if (top_.next_memory__rvalid && top_.memory__rready) {
-            progress = true;
-            ++counters_.read_beats;
-            beat_offered_ = false;
-            reading_ = ++read_.next < read_.words.size();
-        }
-        if (top_.next_memory__bvalid && top_.memory__bready) {
-            progress = true;
-            response_offered_ = false;
-            responses_.pop_front();
-        }
-        if (top_.memory__arvalid && top_.next_memory__arready) {
-            progress = true;
-            ++counters_.read_bursts;
-            const uint64_t first = burst("ar", top_.memory__araddr, top_.memory__arlen,
-                                         top_.memory__arsize, top_.memory__arburst);
-            ReadBurst read{top_.memory__arid, due, 0, {}};
-            for (unsigned n = 0; n <= top_.memory__arlen; ++n) read.words.push_back(word(first + n));
-            reads_.push_back(std::move(read));
-        }
-        if (top_.memory__awvalid && top_.next_memory__awready) {
-            progress = true;
-            ++counters_.write_bursts;
-            const uint64_t first = burst("aw", top_.memory__awaddr, top_.memory__awlen,
-                                         top_.memory__awsize, top_.memory__awburst);
-            writes_.push_back({top_.memory__awid, first, top_.memory__awlen + 1u, 0, {}});
-        }
-        if (top_.memory__wvalid && top_.next_memory__wready) {
-            progress = true;
-            ++counters_.write_beats;
-            beats_.push_back({top_.memory__wdata, top_.memory__wstrb, bool(top_.memory__wlast)});
-        }
-        while (!writes_.empty() && !beats_.empty()) {
-            WriteBurst& write = writes_.front();
-            write.beats.push_back(beats_.front());
-            beats_.pop_front();
-            const bool complete = write.beats.size() == write.length;
-            expect(write.beats.back().last == complete, "wlast does not mark the last beat");
-            if (complete) {
-                write.due = due;
-                responses_.push_back(std::move(write));
-                writes_.pop_front();
-            }
-        }
-        return progress;
-    }
-
-  private:
-    struct ReadBurst {
-        uint32_t id;
-        uint64_t due;
-        std::size_t next;
-        std::vector<uint64_t> words;
-    };
-    struct Beat {
-        uint64_t data;
-        unsigned strobes;
-        bool last;
-    };
-    struct WriteBurst {
-        uint32_t id;
-        uint64_t first;
-        std::size_t length;
-        uint64_t due;
-        std::vector<Beat> beats;
-    };
-
-    uint64_t word(uint64_t number) const {
-        const auto found = words_.find(number);
-        return found == words_.end() ? 0 : found->second;
-    }
-
-    void choose(uint64_t cycle) {
-        std::vector<std::size_t> eligible;
-        for (std::size_t n = 0; n < reads_.size(); ++n) {
-            bool oldest = true;
-            for (std::size_t before = 0; before < n; ++before)
-                oldest = oldest && reads_[before].id != reads_[n].id;
-            if (oldest && reads_[n].due <= cycle) eligible.push_back(n);
-        }
-        if (eligible.empty()) return;
-        const auto choice =
-            eligible[chance_.active ? chance_.byte(LANE_MEMORY) % eligible.size() : 0];
-        read_ = std::move(reads_[choice]);
-        reads_.erase(reads_.begin() + std::ptrdiff_t(choice));
-        reading_ = true;
-    }
-
-    uint64_t burst(const std::string& channel, uint64_t address, unsigned length, unsigned size,
-                   unsigned kind) const {
-        const auto check = [&](bool condition, const std::string& message) {
-            if (!condition) throw BrokenRule(message);
-        };
-        const uint64_t bytes = 8 * (length + 1u);
-        check(size == 3, channel + "size is not that of the data bus");
-        check(kind == 1, channel + "burst is not INCR");
-        check(address % 8 == 0, channel + "addr is not aligned to a beat");
-        check(address % 4096 + bytes <= 4096, "the " + channel + " burst crosses 4096 bytes");
-        if (address < storage_begin || address + bytes > storage_end) {
-            char text[32];
-            snprintf(text, sizeof text, "%#llx", static_cast<unsigned long long>(address));
-            throw BrokenRule("the " + channel + " burst at " + text + " leaves tag storage");
-        }
-        return address / 8;
-    }
-
-    void perform(const WriteBurst& write) {
-        uint64_t number = write.first;
-        for (const Beat& beat : write.beats) {
-            uint64_t mask = 0;
-            for (unsigned byte = 0; byte < 8; ++byte)
-                if (beat.strobes >> byte & 1) mask |= uint64_t(0xFF) << 8 * byte;
-            uint64_t& word = words_[number++];
-            word = (word & ~mask) | (beat.data & mask);
-        }
-    }
-
-    Pipeline& top_;
-    const Chance& chance_;
-    Counters& counters_;
-    const uint64_t latency_;
-    std::unordered_map<uint64_t, uint64_t> words_;
-    std::deque<ReadBurst> reads_;
-    ReadBurst read_{};
-    bool reading_ = false, beat_offered_ = false;
-    std::deque<WriteBurst> writes_, responses_;
-    std::deque<Beat> beats_;
-    bool response_offered_ = false;
-};
-
 // ---- The core's side of the ports --------------------------------------------------------------
 
 int assertion_line = 0;  // of the Verilog, where an assertion of the pipeline failed
@@ -301,7 +83,7 @@ class Harness {
             uint64_t seed, uint64_t latency, const char* vcd)
         : transactions_(transactions), count_(count), results_(results), timing_(timing),
           chance_(seed),
-          memory_(top_, chance_, counters, latency), patience_(PATIENCE + 10 * latency),
+          memory_(top_, chance_, counters.traffic, latency), patience_(PATIENCE + 10 * latency),
           owners_(std::size_t(1) << layout::ID_BITS) {
         for (std::size_t id = 0; id < owners_.size(); ++id) free_ids_.push_back(uint32_t(id));
         top_.next_control__storage_zeroed = 1;
@@ -605,7 +387,7 @@ class Harness {
     VerilatedVcdC trace_;
 #endif
     Chance chance_;
-    Memory memory_;
+    Dram<Pipeline> memory_;
     const uint64_t patience_;
     uint64_t head_ = 0, last_progress_ = 0;
     std::vector<uint32_t> free_ids_;

@@ -1,4 +1,5 @@
 import itertools
+from itertools import pairwise
 
 import pytest
 from amaranth.hdl import Module
@@ -138,3 +139,64 @@ def test_errors():
 def test_broken_rules(rules, burst, message):
     with pytest.raises(AssertionError, match=message):
         perform(burst, rules=rules)
+
+
+def perform_at_once(count, **options):
+    """Write words with three ids, and then read them; ids of what is answered, words that come."""
+    dut = Manager()
+    axi = dut.axi
+    memory = AxiMemory(axi, **options)
+    written, read = [], []
+
+    async def send(ctx, channel, **fields):
+        for name, value in fields.items():
+            ctx.set(getattr(axi, channel + name), value)
+        ctx.set(getattr(axi, f"{channel}valid"), 1)
+        ready = 0
+        while not ready:
+            _, _, ready = await ctx.tick().sample(getattr(axi, f"{channel}ready"))
+        ctx.set(getattr(axi, f"{channel}valid"), 0)
+
+    async def send_addresses(ctx):
+        for channel, beats in (("aw", 1), ("ar", 2)):
+            for n in range(0, count, beats):
+                fields = {"addr": 8 * n, "id": n // beats % 3, "len": beats - 1}
+                await send(ctx, channel, burst=Burst.INCR, size=3, **fields)
+            while len(written) < count:
+                await ctx.tick()
+
+    async def send_words(ctx):
+        for n in range(count):
+            await send(ctx, "w", data=n, strb=0xFF, last=1)
+
+    async def collect(ctx):
+        ctx.set(axi.rready, 1)
+        ctx.set(axi.bready, 1)
+        while len(read) < count:
+            _, _, rvalid, rid, rdata, bvalid, bid = await ctx.tick().sample(
+                axi.rvalid, axi.rid, axi.rdata, axi.bvalid, axi.bid
+            )
+            if rvalid:
+                read.append((rid, rdata))
+            if bvalid:
+                written.append(bid)
+
+    simulate(dut, send_addresses, send_words, collect, background=[memory.bench])
+    return written, read
+
+
+def test_bursts_are_answered_in_order():
+    written, read = perform_at_once(60, latency=30)
+    assert written == [n % 3 for n in range(60)]
+    assert read == [(n // 2 % 3, n) for n in range(60)]
+
+
+def test_shuffled_bursts_of_different_ids(rng):
+    slow = {channel: itertools.repeat(3) for channel in ("b", "r")}  # so that several are due
+    written, read = perform_at_once(60, latency=30, shuffle=rng, pauses=slow)
+    assert written != [n % 3 for n in range(60)]
+    assert sorted(written) == sorted(n % 3 for n in range(60))
+    for id in range(3):
+        assert [word for of, word in read if of == id] == [n for n in range(60) if n // 2 % 3 == id]
+    halves = [word for _, word in read]
+    assert any(second != first + 1 for first, second in pairwise(halves) if first % 2 == 0)
