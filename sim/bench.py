@@ -10,7 +10,13 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import (
+    BrokenExecutor,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    as_completed,
+)
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
@@ -206,7 +212,11 @@ FORMS = (
     ),
     Form("lines of 128", "lines of 128 bytes", {"line_bytes": 128}),
     Form("lines of 32", "lines of 32 bytes", {"line_bytes": 32}),
-    Form("lines of 16", "lines of 16 bytes", {"line_bytes": 16}),
+    Form(
+        "lines of 16",
+        "lines of 16 bytes; the directory has four times the entries",
+        {"line_bytes": 16},
+    ),
     Form("sectors", "a miss fetches 16 bytes of a line", {"sector_bytes": 16}),
     Form("dirty words", "only the 16 bytes that are dirty are written back", {"write_bytes": 16}),
     Form(
@@ -218,6 +228,7 @@ FORMS = (
     Form("LRU", "replacement by true LRU, not by a tree", {"replacement": "lru"}),
     Form("FIFO", "replacement in the order of filling", {"replacement": "fifo"}),
     Form("RRIP", "replacement by re-reference interval", {"replacement": "rrip"}),
+    Form("tree alone", "free ways are not looked for", {"free_first": False}),
     Form("hashed sets", "upper address bits are folded into the set", {"hashed": True}),
     Form("prefetch", "a miss fetches the next line too", {"prefetch": True}),
     Form(
@@ -328,6 +339,9 @@ class Cycles:
     ----------
     cycles, lookups
         Of the stretch at full speed: the core offers an access whenever it can.
+    under_misses
+        Accesses transferred per cycle while a line comes from memory: in the first cycles after
+        that of an access which misses, as many as memory is away. None if none misses.
     mean, p50, p99, longest
         Cycles from the transfer of an access to its verdict, at full speed.
     instructions, plain_cycles
@@ -350,6 +364,7 @@ class Cycles:
     hit_rate: float
     tag_bytes: int
     cycles: int
+    under_misses: float | None
     mean: float
     p50: float
     p99: float
@@ -383,6 +398,9 @@ class _Stretch:
     """Numbers of the accesses among the transactions that are measured."""
 
 
+_COLUMNS = ("op", "address", "size", "tag", "flags", "gap")
+
+
 @lru_cache(maxsize=64)
 def _stretch(source: Source, operations: int) -> _Stretch:
     """From the middle of a stream, where that can be cut.
@@ -398,11 +416,8 @@ def _stretch(source: Source, operations: int) -> _Stretch:
         rows = np.arange(len(stream))
         maps = columns["op"] == columns["op_names"].tolist().index("map")
         kept = (rows < first + length) & ((rows >= first) | maps)
-        rows_of = {
-            name: column[kept] if len(column) == len(stream) else column
-            for name, column in columns.items()
-        }
-        stream = ColumnarStream(stream.path, rows_of, [])
+        part = {name: columns[name][kept] for name in _COLUMNS}
+        stream = ColumnarStream(stream.path, {**part, "op_names": columns["op_names"]}, [])
     trace = AccessTrace(stream)
     accesses = np.flatnonzero(trace.is_access)
     return _Stretch(trace, data_traffic(trace.data), accesses[len(accesses) // 2 :])
@@ -426,6 +441,8 @@ def cycles_of(source: Source, point: Point, operations: int) -> Cycles:
 
     times, statistics = run(np.zeros(len(transactions), TIMING))
     answered = times[times["answered"] > 0]  # what was squashed has no verdict
+    if not len(answered):
+        raise StreamError("every access of the stretch is squashed", path=source.name)
     latency = (answered["answered"] - answered["transferred"]).astype(np.int64)
     lookups = np.isin(trace.every_lookup.transaction, measured).sum()
 
@@ -450,6 +467,7 @@ def cycles_of(source: Source, point: Point, operations: int) -> Cycles:
         hit_rate=statistics.hits / statistics.lookups if statistics.lookups else 1.0,
         tag_bytes=statistics.tag_bytes,
         cycles=_duration(times) + 1,
+        under_misses=_under_misses(answered, point.latency),
         mean=float(latency.mean()),
         p50=float(np.percentile(latency, 50)),
         p99=float(np.percentile(latency, 99)),
@@ -459,6 +477,17 @@ def cycles_of(source: Source, point: Point, operations: int) -> Cycles:
         waiting_cycles=added[True],
         free_cycles=added[False],
     )
+
+
+def _under_misses(times: np.ndarray, latency: int) -> float | None:
+    """Transfers per cycle while memory is waited for."""
+    began = times["transferred"].astype(np.int64)
+    missed = times["answered"].astype(np.int64) - began > latency
+    begins = began[missed & (began + latency <= began[-1])]
+    if not len(begins):
+        return None
+    until = np.searchsorted(began, begins + latency, "right")
+    return float((until - np.searchsorted(began, begins, "right")).mean() / latency)
 
 
 def _duration(times: np.ndarray) -> int:
@@ -530,8 +559,13 @@ def examine(source: Source) -> None:
     """
     stream = source.stream()
     ops.check(stream, held=DEFAULT.held)
-    if not AccessTrace(stream).is_access.any():
-        raise StreamError("no operation of it reaches the caches", path=source.name)
+    accesses = int(AccessTrace(stream).is_access.sum())
+    if accesses < _FEWEST:
+        raise StreamError(f"{_FEWEST} accesses are needed, not {accesses}", path=source.name)
+
+
+_FEWEST = 100
+"""Accesses without which there is nothing to measure."""
 
 
 _PATIENCE = 10
@@ -545,7 +579,7 @@ def executor(jobs: int, scheduler: str | None) -> Iterator[Executor]:
     Raises
     ------
     EngineError
-        The cluster does not answer.
+        The cluster does not answer, or a process died.
     """
     if scheduler is None:
         # An interrupt is for this process alone, which then cancels what has not begun.
@@ -555,7 +589,10 @@ def executor(jobs: int, scheduler: str | None) -> Iterator[Executor]:
             initializer=signal.signal,
             initargs=(signal.SIGINT, signal.SIG_IGN),
         ) as pool:
-            yield pool
+            try:
+                yield pool
+            except BrokenExecutor:
+                raise EngineError("a process died while it measured, maybe for memory") from None
     else:
         from distributed import Client
 

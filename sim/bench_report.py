@@ -98,6 +98,13 @@ def _by_size(rows: list[Traffic]) -> Table:
     reach = [_ratio(LOWRISC.get(2 * size)) for size, _ in columns]
     cells.append(["lowRISC, mean of SPECint2006, same size", "", *same])
     cells.append(["lowRISC, same reach", "", *reach])
+    worst = [
+        max((found[name, 32, line].ratio or 0, name, line) for name in _names(rows))
+        for line in lines
+    ]
+    largest = " and ".join(
+        f"{ratio:.3f} (`{name}`) with lines of {line} bytes" for ratio, name, line in worst
+    )
     return Table(
         "DRAM traffic with tags, by size of the tag cache",
         "Bytes that the data side and the tag cache move to and from memory, divided by those of "
@@ -106,7 +113,8 @@ def _by_size(rows: list[Traffic]) -> Table:
         "the caches at the end counts for neither side. The tag cache has 8 ways. A byte of tags "
         "reaches over 32 bytes of data here, and over 16 in lowRISC's tagged memory, which has 4 "
         "bits for each 8 bytes: 32 KiB here have the reach of 64 KiB there. The programs differ, "
-        "and so does what the tag cache sees: here all checked accesses, there what misses in L2.",
+        "and so does what the tag cache sees: here all checked accesses, there what misses in L2. "
+        f"The largest ratio at 32 KiB is {largest}; lowRISC's mean at that reach is {LOWRISC[64]}.",
         ["program", "KiB of tags", *(f"{size} KiB, line {line}" for size, line in columns)],
         cells,
     )
@@ -185,6 +193,10 @@ def _pattern_traffic(rows: list[Traffic]) -> list[Table]:
 _LATENCY_HEADS = ("mean", "p50", "p99", "max")
 
 
+def _rate(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
 def _latency(row: Cycles) -> list[str]:
     return [f"{row.mean:.1f}", f"{row.p50:.0f}", f"{row.p99:.0f}", str(row.longest)]
 
@@ -213,6 +225,7 @@ def _program_cycles(rows: list[Cycles], plan: Plan) -> list[Table]:
             _percent(row.hit_rate, 2),
             f"{row.accesses / row.cycles:.2f}",
             f"{row.probes_per_cycle:.2f}",
+            _rate(row.under_misses),
             *_latency(row),
             _percent(row.free, 2),
             _percent(row.waiting),
@@ -225,16 +238,18 @@ def _program_cycles(rows: list[Cycles], plan: Plan) -> list[Table]:
             "Programs on the hardware",
             f"Verilated hardware: {_describe(point)}. {plan.operations:,} operations from the "
             "middle of each program, after as many that warm the caches up. First the core "
-            "offers an access whenever it can: accesses and lookups for each cycle, and cycles "
-            "from the transfer of an access to its verdict. (Accesses to untagged memory need "
-            "no lookup.) Then it is an in-order core that does one instruction per cycle, and "
+            "offers an access whenever it can: accesses and lookups for each cycle (accesses to "
+            "untagged memory need no lookup); accesses for each cycle in which a line is on its "
+            "way from memory; and cycles from the transfer of an access to its verdict. Then it "
+            "is an in-order core that does one instruction per cycle, and "
             "waits for the data of a load: no cycle in L1, 8 in L2, 8 more than the tags' "
             "memory is away in DRAM. The last columns tell how much longer it takes with "
             "checking: if it goes on and holds back what it has loaded until the verdict is "
             "there, so that it waits only while the pipeline takes no access; and if it stands "
             "still until the verdict of each load.",
             [
-                *("program", "hits", "accesses/cycle", "lookups/cycle", *_LATENCY_HEADS),
+                *("program", "hits", "accesses/cycle", "lookups/cycle", "under misses"),
+                *_LATENCY_HEADS,
                 *("slower, not waiting", "slower, waiting"),
             ],
             cells,
@@ -284,6 +299,7 @@ def _pattern_cycles(rows: list[Cycles], plan: Plan) -> list[Table]:
             row.source,
             _percent(row.hit_rate, 2),
             *(f"{rates[row.source, number]:.2f}" for number in mshrs),
+            _rate(row.under_misses),
             *_latency(row),
             _percent(row.free),
         ]
@@ -295,8 +311,9 @@ def _pattern_cycles(rows: list[Cycles], plan: Plan) -> list[Table]:
         Table(
             "Patterns on the hardware",
             f"{_describe(point)}, but for the number of MSHRs where a column names another. "
-            f"Lookups for each cycle are of the last {plan.few:,} operations.",
-            ["pattern", "hits", *heads, *_LATENCY_HEADS, "slower, not waiting"],
+            f"Lookups for each cycle are of the last {plan.few:,} operations. Under misses: "
+            "accesses for each cycle in which a line is on its way from memory.",
+            ["pattern", "hits", *heads, "under misses", *_LATENCY_HEADS, "slower, not waiting"],
             cells,
         )
     ]

@@ -170,6 +170,8 @@ class TagPolicy:
     it must give way to another one, or when it is replaced with half a byte known. 0: a tag store
     that misses fetches."""
     replacement: str = "plru"
+    free_first: bool = True
+    """A miss takes a free way, if there is one, and asks the replacement policy only then."""
     hashed: bool = False
     """Fold the upper bits of a line's number into the number of its set."""
     prefetch: bool = False
@@ -249,6 +251,7 @@ def tag_traffic(lookups: Lookups, policy: TagPolicy) -> TagTraffic:
         write_words=(policy.write_bytes or policy.line_bytes) // _WORD_BYTES,
         gathering=policy.gathering,
         replacement=REPLACEMENTS.index(policy.replacement),
+        free_first=policy.free_first,
         hashed=policy.hashed,
         prefetch=policy.prefetch,
         mapped=policy.touched_map > 0,
@@ -282,6 +285,7 @@ class _Form(NamedTuple):
     write_words: int
     gathering: int
     replacement: int
+    free_first: bool
     hashed: bool
     prefetch: bool
     mapped: bool
@@ -416,11 +420,12 @@ def _evict(form, state, index, way, now):
 
 @njit(cache=True)
 def _victim(form, state, index):
-    """The way that a miss replaces: the lowest free one, else the choice of the policy."""
+    """The way that a miss replaces: the lowest free one, or the choice of the policy."""
     ways = state.line.shape[1]
-    free = _find(state.line[index], -1)
-    if free >= 0:
-        return free
+    if form.free_first:
+        free = _find(state.line[index], -1)
+        if free >= 0:
+            return free
     if form.replacement == _PLRU:
         node = 1
         while node < ways:

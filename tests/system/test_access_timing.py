@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from emte.rtl import DEFAULT
-from emte.sim import ops, verilated
+from emte.sim import ops, verilated, workloads
 from emte.sim.core import Program
 from emte.sim.ops import Operation, Stream
 from emte.sim.transactions import TIMING, Kind
@@ -95,3 +95,23 @@ def test_wrong_array_is_refused():
     refused = program(*LOADS)
     with pytest.raises(ValueError, match="one TIMING for each transaction"):
         verilated.run(refused, DEFAULT, seed=0, latency=LATENCY, timing=np.zeros(3, TIMING))
+
+
+def test_time_does_not_depend_on_tags():
+    """Rule R3, on which measurements rely: they take stretches without the tags of before."""
+    stream = workloads.generate("retag", operations=3000)
+    assert stream.columns is not None
+    untagged = ops.ColumnarStream(
+        stream.path, {**stream.columns, "tag": np.minimum(stream.columns["tag"], 1)}, []
+    )
+    runs = []
+    for some in (stream, untagged):
+        recorded = Program.of(some)
+        timing = np.zeros(len(recorded.transactions), TIMING)
+        done = verilated.run(recorded, DEFAULT, seed=0, latency=LATENCY, timing=timing)
+        runs.append((timing, done.statistics, done.results["outcome"]))
+    (times, costs, passed), (other_times, other_costs, faults) = runs
+    assert np.array_equal(times, other_times)
+    assert costs == other_costs
+    assert not passed.any()
+    assert np.count_nonzero(faults) > 500

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -9,6 +10,8 @@ import sys
 import pytest
 from emte.sim import bench, cli, ops, workloads
 from emte.sim.bench import Plan, Point, Source
+from emte.sim.ops import Operation, StreamError
+from emte.sim.transactions import EngineError
 
 verilator = pytest.mark.xdist_group("verilator")
 
@@ -52,6 +55,8 @@ def test_small_run(tmp_path, capsys):
     # What is certain of them, whatever the hardware's latency.
     hits, storm = by_name["hits", 20], by_name["tag_storm", 20]
     assert hits["lookups"] == hits["cycles"] == hits["accesses"] == 2000
+    assert hits["under_misses"] is None
+    assert 0 < storm["under_misses"] < 1
     assert hits["free_cycles"] == 0
     assert hits["waiting_cycles"] == hits["longest"] * (hits["accesses"] - 1)
     assert storm["free_cycles"] > storm["plain_cycles"]
@@ -118,6 +123,25 @@ def test_bad_stream_is_found_before_anything_is_measured(tmp_path, capsys):
     line = refused(capsys, "sort", str(path), "--json", str(out))
     assert line == f"emte: {path}:2: the cache models know no stream with maintenance"
     assert not out.exists()
+
+
+def test_process_that_dies():
+    with pytest.raises(EngineError, match=r"^a process died while it measured"):
+        with bench.executor(1, None) as pool:
+            pool.submit(os._exit, 1).result()
+
+
+@verilator
+def test_stretch_without_a_verdict(tmp_path):
+    path = tmp_path / "own.jsonl"
+    squashed = [
+        Operation("branch", id=0),
+        *[Operation("load", address=8, size=8, branches=(0,))] * 8,
+        Operation("resolve", id=0, mispredicted=1),
+    ]
+    ops.write(path, squashed * 20)
+    with pytest.raises(StreamError, match=r"own\.jsonl: every access of the stretch is squashed$"):
+        bench.cycles_of(Source(str(path), "file"), Point(), 100)
 
 
 @pytest.mark.parametrize("module", ["numba", "matplotlib", "distributed"])

@@ -210,6 +210,13 @@ class TestReplacement:
     def test_what_fits_stays(self, policy):
         assert self.misses(policy, *[0, 8, 16, 24] * 5) == 4
 
+    @pytest.mark.parametrize(("free_first", "misses"), [(True, 4), (False, 5)])
+    def test_tree_may_point_at_a_used_way(self, free_first, misses):
+        """Ways 0, 2 and 1 are filled; then the tree points at way 0, though way 3 is free."""
+        made = lookups(*loads(0, 8, 16, 8, 24, 0))
+        policy = TagPolicy(**ONE_SET, free_first=free_first)
+        assert tag_traffic(made, policy).misses == misses
+
     def test_lru_drops_the_longest_unused(self):
         assert self.misses("lru", 0, 8, 16, 24, 0, 32, 0) == 5
         assert self.misses("lru", 0, 8, 16, 24, 0, 32, 8) == 6

@@ -11,6 +11,7 @@ from emte.sim import bench, bench_report, ops, workloads
 from emte.sim.bench import FORMS, GRID, SWEEP, Cycles, Plan, Point, Results, Source, Traffic
 from emte.sim.cache_models import TagPolicy
 from emte.sim.ops import Operation, StreamError
+from emte.sim.transactions import TIMING
 
 ROOT = Path(__file__).parents[2]
 
@@ -108,9 +109,11 @@ def test_stream_with_branches_is_not_cut():
 
 def test_examination(tmp_path):
     path = tmp_path / "own.jsonl"
-    ops.write(path, [Operation("irg", address=0)])
-    with pytest.raises(StreamError, match=r"own\.jsonl: no operation of it reaches the caches$"):
+    ops.write(path, [Operation("load", address=0, size=8)] * 99)
+    with pytest.raises(StreamError, match=r"own\.jsonl: 100 accesses are needed, not 99$"):
         bench.examine(Source(str(path), "file"))
+    ops.write(path, [Operation("load", address=0, size=8)] * 100)
+    bench.examine(Source(str(path), "file"))
     ops.write(path, [Operation("clean")])
     with pytest.raises(StreamError, match=r"own\.jsonl:1: .* no stream with maintenance$"):
         bench.examine(Source(str(path), "file"))
@@ -138,6 +141,22 @@ def test_traffic_of_a_program_covers_the_grid():
     assert replace(flat, form=None) in rows
 
 
+def test_transfers_under_misses():
+    def rate(*transferred, missed, latency=10):
+        times = np.zeros(len(transferred), TIMING)
+        times["transferred"] = transferred
+        times["answered"] = times["transferred"] + 8
+        times["answered"][missed] += 100
+        return bench._under_misses(times, latency)
+
+    assert rate(*range(40), missed=[5]) == 1
+    assert rate(*range(0, 80, 2), missed=[5]) == 0.5
+    assert rate(*range(6), *range(200, 240), missed=[5]) == 0
+    assert rate(*range(20), *range(29, 60), missed=[5, 19]) == (1 + 0.1) / 2
+    assert rate(*range(40), missed=[]) is None
+    assert rate(*range(40), missed=[35]) is None, "too near the end to tell"
+
+
 def test_ratio_needs_data():
     rows = bench.traffic_of(Source("block_tags", "pattern"), 500)
     assert rows[0].ratio is None
@@ -162,7 +181,7 @@ def made_up(plan: Plan) -> Results:
         Cycles(
             *(source.label, source.kind),
             *(point.size, point.ways, point.line, point.mshrs, point.latency),
-            *(operations, operations, 0.9, 640, 2 * operations, 9.5, 8.0, 60.0, 99),
+            *(operations, operations, 0.9, 640, 2 * operations, 0.75, 9.5, 8.0, 60.0, 99),
             *(3000, 4000, 2000, 100),
         )
         for source, point, operations in plan.stretches()
@@ -206,7 +225,7 @@ def test_figures_get_where_they_belong(plan):
     assert list(sizes.rows[-1][2:5]) == ["1.356", "1.159", "-"]
     programs = by_title["Programs on the hardware"]
     assert list(programs.rows[0]) == [
-        *("sort", "90.00 %", "0.50", "0.50", "9.5", "8", "60", "99", "2.50 %", "50.0 %")
+        *("sort", "90.00 %", "0.50", "0.50", "0.75", "9.5", "8", "60", "99", "2.50 %", "50.0 %")
     ]
     sweep = by_title["Configurations of the hardware"]
     assert len(sweep.rows) == len(plan.points)
