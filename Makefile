@@ -47,10 +47,11 @@ coverage: $(FULL)  ## functional coverage of the cocotb regression, build/covera
 soak: $(FULL)  ## 10 million random operations, the hardware against the golden model
 	$(BIN)/python tests/soak.py $(ARGS)
 
-bench: $(FULL)  ## speed of the software, and what checking costs: docs/results.md, build/*.json
-	$(BIN)/python tests/bench.py
+bench: $(FULL)  ## what checking costs, and speed of the software: docs/results.md, build/*.json
+	mkdir -p build
 	$(BIN)/emte bench --jobs $(JOBS) --json build/costs.json --plots docs/results \
 	    --page docs/results.md $(ARGS)
+	$(BIN)/python tests/bench.py
 
 fuzz: $(FULL)  ## the reader of operation streams with damaged files, for SECONDS (default: 60)
 	$(BIN)/python tests/fuzz/fuzz_ops.py --seconds $(SECONDS) $(ARGS)
