@@ -12,7 +12,7 @@ from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .engines import DEFAULT_LATENCY, ENGINES, EngineError, PipelineError, compare, run
+from .engines import DEFAULT_LATENCY, ENGINES, EngineError, PipelineError, Waves, compare, run
 from .ops import StreamError, check, read, replacing, write
 from .summary import progress_bar, summarize
 from .workloads import PATTERNS, WORKLOADS, generate
@@ -56,6 +56,14 @@ def _integer(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
+def _window(text: str) -> tuple[int, int]:
+    first, colon, last = text.partition(":")
+    if not (colon and first.isdecimal() and last.isdecimal() and int(first) <= int(last) < 1 << 56):
+        message = f"must be two cycles as FIRST:LAST, not {text!r}"
+        raise argparse.ArgumentTypeError(message)
+    return int(first), int(last)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="emte",
@@ -97,7 +105,17 @@ def _parser() -> argparse.ArgumentParser:
         metavar="CYCLES",
         help="of the DRAM, from a read address to its first beat (default: %(default)s)",
     )
-    runner.add_argument("--vcd", metavar="FILE", help="write waveforms of the hardware")
+    waveforms = runner.add_mutually_exclusive_group()
+    waveforms.add_argument("--vcd", metavar="FILE", help="write waveforms of the hardware")
+    waveforms.add_argument(
+        "--fst", metavar="FILE", help="the same in a far smaller form, from the engine verilator"
+    )
+    runner.add_argument(
+        "--window",
+        type=_window,
+        metavar="FIRST:LAST",
+        help="cycles between which waveforms are written, by the engine verilator (default: all)",
+    )
     runner.add_argument("--observe", metavar="FILE", help="not in this version")
     runner.set_defaults(perform=_run)
 
@@ -175,10 +193,12 @@ def _run(arguments: argparse.Namespace) -> int:
     if engine == "model":
         if arguments.check:
             raise UserError("--check compares hardware with the model: --engine pysim or verilator")
-        if arguments.vcd:
-            raise UserError("--vcd shows hardware: --engine pysim or verilator")
+        for option in ("vcd", "fst"):
+            if getattr(arguments, option):
+                raise UserError(f"--{option} shows hardware: --engine pysim or verilator")
+    waves = _waves(arguments)
     stream = read(arguments.stream)
-    for path in (arguments.out, arguments.vcd):
+    for path in (arguments.out, arguments.vcd, arguments.fst):
         if path and os.path.exists(path) and os.path.samefile(path, arguments.stream):
             raise UserError(f"{path} is the stream itself: it would be overwritten")
     config = None
@@ -189,8 +209,8 @@ def _run(arguments: argparse.Namespace) -> int:
     if engine != "model":
         title += f", preset {arguments.preset}, barrier {arguments.barrier}"
 
-    if arguments.vcd:
-        _expect_writable(arguments.vcd)
+    if waves is not None:
+        _expect_writable(os.fspath(waves.path))
 
     difference = None
     with replacing(arguments.out) if arguments.out else nullcontext() as file:
@@ -201,7 +221,7 @@ def _run(arguments: argparse.Namespace) -> int:
                 config=config,
                 seed=arguments.seed,
                 latency=arguments.latency,
-                vcd=arguments.vcd,
+                waves=waves,
                 progress=progress,
             )
         if arguments.check:
@@ -225,6 +245,17 @@ def _run(arguments: argparse.Namespace) -> int:
         )
         return DIFFERENT
     return OK
+
+
+def _waves(arguments: argparse.Namespace) -> Waves | None:
+    """The waveforms that the options ask for."""
+    path = arguments.vcd or arguments.fst
+    if not path:
+        if arguments.window:
+            raise UserError("--window is for waveforms: --vcd or --fst")
+        return None
+    first, last = arguments.window or (0, Waves.last)
+    return Waves(path, "vcd" if arguments.vcd else "fst", first, last)
 
 
 def configuration(preset: str, barrier: str) -> TagConfig:

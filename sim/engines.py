@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 from .model import Model
 from .ops import Stream, check
 from .outcomes import Outcome, Outcomes
-from .transactions import EngineError, PipelineError, Progress, Statistics
+from .transactions import EngineError, PipelineError, Progress, Statistics, Waves
 
 if TYPE_CHECKING:
     from emte.rtl import TagConfig
@@ -22,6 +21,7 @@ __all__ = [
     "EngineError",
     "PipelineError",
     "RunResult",
+    "Waves",
     "compare",
     "run",
 ]
@@ -69,7 +69,7 @@ def run(
     config: TagConfig | None = None,
     seed: int = 0,
     latency: int = DEFAULT_LATENCY,
-    vcd: str | os.PathLike[str] | None = None,
+    waves: Waves | None = None,
     progress: Progress | None = None,
 ) -> RunResult:
     """Perform a stream from the initial state on.
@@ -86,8 +86,8 @@ def run(
         0: the ports run at full speed. Else requests, verdicts and memory pause at random.
     latency : int
         Cycles from a read address to its first beat, and from the last write beat to its response.
-    vcd : path
-        File for waveforms.
+    waves : Waves
+        Waveforms to write; the engine pysim writes a whole VCD alone.
     progress : callable
         Told now and then the number of operations begun, and of all.
 
@@ -103,7 +103,7 @@ def run(
     if engine not in ENGINES:
         raise EngineError(f"engine must be one of {', '.join(ENGINES)}, not {engine!r}")
     if engine == "model":
-        if vcd is not None:
+        if waves is not None:
             raise EngineError("the model has no waveforms: take the engine pysim or verilator")
         check(stream)
         return _run_model(stream, progress)
@@ -122,6 +122,8 @@ def run(
             "streams need pa_bits = 52, memory_bits = 40, axi_address_bits of 48 or more and "
             "branches of 8 or more"
         )
+    if engine == "pysim" and waves and not (waves.form == "vcd" and waves.is_whole):
+        raise EngineError("pysim writes a VCD of all cycles alone: take the engine verilator")
     if latency < 1:
         raise EngineError(f"latency must be at least 1, not {latency}")
     check(stream, held=config.held)
@@ -130,7 +132,7 @@ def run(
     else:
         from .verilated import run as perform
     program = Program.of(stream)
-    done = perform(program, config, seed=seed, latency=latency, vcd=vcd, progress=progress)
+    done = perform(program, config, seed=seed, latency=latency, waves=waves, progress=progress)
     outcomes = program.outcomes(done.results)
     return RunResult(outcomes, done.statistics, program.tfsr(outcomes))
 

@@ -6,7 +6,6 @@ agree not only on outcomes but also on every statistic.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +27,7 @@ from .transactions import (
     Progress,
     Statistics,
     Status,
+    Waves,
 )
 
 __all__ = ["INPUTS", "OUTPUTS", "Driver", "run"]
@@ -42,7 +42,7 @@ def run(
     *,
     seed: int,
     latency: int,
-    vcd: str | os.PathLike[str] | None = None,
+    waves: Waves | None = None,
     progress: Progress | None = None,
 ) -> Completion:
     """Perform a program on the pipeline.
@@ -57,8 +57,8 @@ def run(
         0: everything at full speed; else idle cycles, back-pressure and memory are random.
     latency : int
         Cycles from a read address to its first beat, and from the last write beat to its response.
-    vcd : path
-        File for the waveforms.
+    waves : Waves
+        Waveforms to write: a whole VCD, which is all that this engine can.
     progress : callable
         Told now and then how far the run is.
 
@@ -83,7 +83,7 @@ def run(
                 progress(driver.operations, len(program))
 
     try:
-        simulate(pipeline, bench, vcd=vcd, max_cycles=1 << 62)
+        simulate(pipeline, bench, vcd=waves.path if waves else None, max_cycles=1 << 62)
     except AssertionError as error:
         message = str(error).removeprefix("Assertion violated: ")
         raise PipelineError(f"{driver.place()}: {message} (cycle {driver.cycle})") from None

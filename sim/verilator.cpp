@@ -13,8 +13,12 @@
 #include "layout.h"  // where the fields of payloads lie, and what depends on the configuration
 #include "dram.h"  // after layout.h, which has other names for ports
 #include "verilated.h"
-#if VM_TRACE
+#if VM_TRACE_VCD
 #include "verilated_vcd_c.h"
+using Waves = VerilatedVcdC;
+#elif VM_TRACE_FST
+#include "verilated_fst_c.h"
+using Waves = VerilatedFstC;
 #endif
 
 namespace emte {
@@ -49,6 +53,7 @@ enum Outcome : uint32_t { PASS = 0, ASYNC = 1, SQUASHED = 8, NOT_SENT = 9 };
 
 constexpr uint64_t PHYSICAL_BITS = (uint64_t(1) << 52) - 1;
 constexpr uint64_t PATIENCE = 10000;
+constexpr uint64_t CYCLE_TIME = 10;  // in waveforms; even
 
 // ---- Fields of payloads that are wider than 64 bits ---------------------------------------------
 
@@ -80,7 +85,7 @@ class Harness {
     std::string message;
 
     Harness(const Transaction* transactions, uint64_t count, Result* results, Timing* timing,
-            uint64_t seed, uint64_t latency, const char* vcd)
+            uint64_t seed, uint64_t latency, const char* waves, uint64_t first, uint64_t last)
         : transactions_(transactions), count_(count), results_(results), timing_(timing),
           chance_(seed),
           memory_(top_, chance_, counters.traffic, latency), patience_(PATIENCE + 10 * latency),
@@ -91,10 +96,12 @@ class Harness {
         assertion_line = 0;
 #if VM_TRACE
         context_.traceEverOn(true);
-        top_.trace(&trace_, 99);
-        trace_.open(vcd);
+        top_.trace(&waves_, 99);
+        waves_.open(waves);
+        waves_begin_ = CYCLE_TIME * first;
+        waves_end_ = CYCLE_TIME * (last + 1);
 #else
-        (void)vcd;
+        (void)waves, (void)first, (void)last;
 #endif
         top_.eval();
         drive();
@@ -105,7 +112,7 @@ class Harness {
     ~Harness() {
         top_.final();
 #if VM_TRACE
-        trace_.close();
+        waves_.close();
 #endif
     }
 
@@ -164,9 +171,10 @@ class Harness {
     void step() {
         top_.eval();
 #if VM_TRACE
-        trace_.dump(context_.time());
+        const uint64_t time = context_.time();
+        if (waves_begin_ <= time && time < waves_end_) waves_.dump(time);
 #endif
-        context_.timeInc(5);
+        context_.timeInc(CYCLE_TIME / 2);
     }
 
     // Inputs of the cycle that comes next
@@ -384,7 +392,8 @@ class Harness {
     VerilatedContext context_;
     Pipeline top_{&context_, "tag_pipeline"};
 #if VM_TRACE
-    VerilatedVcdC trace_;
+    Waves waves_;
+    uint64_t waves_begin_ = 0, waves_end_ = 0;
 #endif
     Chance chance_;
     Dram<Pipeline> memory_;
@@ -420,8 +429,9 @@ extern "C" {
 using namespace emte;
 
 Harness* emte_create(const Transaction* transactions, uint64_t count, Result* results,
-                     Timing* timing, uint64_t seed, uint64_t latency, const char* vcd) {
-    return new Harness(transactions, count, results, timing, seed, latency, vcd);
+                     Timing* timing, uint64_t seed, uint64_t latency, const char* waves,
+                     uint64_t first, uint64_t last) {
+    return new Harness(transactions, count, results, timing, seed, latency, waves, first, last);
 }
 
 int emte_run(Harness* harness, uint64_t cycles) { return harness->run(cycles); }

@@ -13,6 +13,7 @@ from emte.rtl import DEFAULT, SMALL, Barrier, TagCheck, TagConfig
 from emte.sim import engines, ops, verilated
 from emte.sim.ops import Operation, Regime, Stream, StreamError
 from emte.sim.traffic import Traffic, random_stream
+from emte.sim.transactions import Waves
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -62,7 +63,7 @@ def test_pysim_on_small_streams(rng, count):
 def test_pysim_writes_waveforms(tmp_path):
     path = tmp_path / "waves" / "run.vcd"
     stream = Stream("stream", [Operation("load", address=0, size=1, line=1)])
-    engines.run(stream, engine="pysim", config=SMALL, vcd=path)
+    engines.run(stream, engine="pysim", config=SMALL, waves=Waves(path))
     assert "access__payload" in path.read_text()
 
 
@@ -302,7 +303,14 @@ def test_unknown_engine():
 
 
 def test_model_has_no_waveforms():
-    refused("the model has no waveforms: take the engine pysim or verilator", vcd="model.vcd")
+    message = "the model has no waveforms: take the engine pysim or verilator"
+    refused(message, waves=Waves("model.vcd"))
+
+
+@pytest.mark.parametrize("waves", [Waves("w.fst", "fst"), Waves("w.vcd", first=1)])
+def test_pysim_has_one_form_of_waveforms(waves):
+    message = "pysim writes a VCD of all cycles alone: take the engine verilator"
+    refused(message, engine="pysim", config=SMALL, waves=waves)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from emte.sim.cli import main
 from emte.sim.engines import EngineError, PipelineError, RunResult
 from emte.sim.ops import Operation, Regime, Stream
 from emte.sim.outcomes import Outcomes
-from emte.sim.transactions import Statistics
+from emte.sim.transactions import Statistics, Waves
 
 TRACES = Path(__file__).parents[2] / "sim" / "traces"
 STREAM = """\
@@ -551,3 +551,45 @@ def test_demo_names_what_the_fast_engine_lacks(monkeypatch):
     assert demo._best_engine() == ("pysim", "no compiler")
     monkeypatch.setattr(verilated, "build", lambda config: Path("library"))
     assert demo._best_engine() == ("verilator", None)
+
+
+# ---- Waveforms -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--fst", "w.fst"), "emte: --fst shows hardware: --engine pysim or verilator"),
+        (
+            ("--engine", "pysim", "--window", "1:2"),
+            "emte: --window is for waveforms: --vcd or --fst",
+        ),
+        (
+            ("--engine", "pysim", "--fst", "w.fst"),
+            "emte: pysim writes a VCD of all cycles alone: take the engine verilator",
+        ),
+        (
+            ("--window", "2:1"),
+            "emte run: argument --window: must be two cycles as FIRST:LAST, not '2:1'",
+        ),
+        (
+            ("--window", "7"),
+            "emte run: argument --window: must be two cycles as FIRST:LAST, not '7'",
+        ),
+    ],
+)
+def test_waveforms_that_cannot_be(fail, options, message):
+    assert fail("run", "s.jsonl", *options) == message
+
+
+def test_options_of_waveforms(emte, monkeypatch):
+    asked = []
+
+    def run(stream, *, waves=None, **options):
+        asked.append(waves)
+        return engines.run(stream)
+
+    monkeypatch.setattr(cli, "run", run)
+    for options in ((), ("--vcd", "w.vcd"), ("--fst", "w.fst", "--window", "3:5")):
+        assert emte("run", "s.jsonl", "--engine", "verilator", *options)[0] == 0
+    assert asked == [None, Waves("w.vcd"), Waves("w.fst", "fst", 3, 5)]
