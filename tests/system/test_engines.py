@@ -2,7 +2,10 @@
 
 import gzip
 import json
+import os
 import random
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -231,11 +234,53 @@ def test_progress_reaches_the_caller():
 @verilator
 def test_library_comes_from_the_cache():
     first = verilated.build(SMALL)
-    stamp = first.stat().st_mtime_ns
+    number = first.stat().st_ino
+    os.utime(first, (0, 0))
     assert verilated.build(SMALL) == first
-    assert first.stat().st_mtime_ns == stamp
+    assert first.stat().st_ino == number
+    assert first.stat().st_mtime > 0, "it counts as used"
     assert verilated.build(DEFAULT) != first
     assert first.is_relative_to(verilated.cache_folder())
+
+
+def test_key_follows_what_is_loaded(monkeypatch):
+    """Not what lies on the disk: another class in the place of a unit must not get its library."""
+    healthy = verilated.library_path(SMALL)
+    with monkeypatch.context() as patch:
+        patch.setattr("emte.rtl.pipeline.TagCheck", Blind)
+        blind = verilated.library_path(SMALL)
+        patch.setattr("emte.rtl.pipeline.TagCheck", Babbler)
+        assert len({healthy, blind, verilated.library_path(SMALL)}) == 3
+    assert verilated.library_path(SMALL) == healthy
+    assert verilated.library_path(SMALL, waves="vcd") != healthy
+
+
+def test_key_is_the_same_in_every_process():
+    program = (
+        "from emte.rtl import SMALL; from emte.sim import verilated;"
+        "print(verilated.library_path(SMALL))"
+    )
+    for seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        path = subprocess.check_output([sys.executable, "-c", program], env=environment, text=True)
+        assert Path(path.strip()) == verilated.library_path(SMALL)
+
+
+def test_cache_keeps_what_was_used_last(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(verilated, "_KEPT", 2)
+
+    def build(folder, *_):
+        (folder / "pipeline.so").touch()
+        return folder / "pipeline.so"
+
+    monkeypatch.setattr(verilated, "_build", build)
+    configs = [replace(SMALL, held=held) for held in (2, 3, 4)]
+    first, second = (verilated.build(config) for config in configs[:2])
+    os.utime(second, (1, 1))
+    assert verilated.build(configs[0]) == first
+    third = verilated.build(configs[2])
+    assert {first, third} == set((tmp_path / "emte").iterdir())
 
 
 @pytest.mark.parametrize("barrier", Barrier)
