@@ -39,17 +39,11 @@ class Outcomes(Sequence[Outcome]):
     @classmethod
     def of(cls, outcomes: Iterable[Outcome]) -> Outcomes:
         """Outcomes that come one by one; those that are one object are kept as one."""
-        distinct: list[Outcome] = []
-        places: dict[int, int] = {}
-
-        def place(outcome: Outcome) -> int:
-            place = places.get(id(outcome))
-            if place is None:
-                place = places[id(outcome)] = len(distinct)
-                distinct.append(outcome)
-            return place
-
-        return cls(distinct, np.fromiter(map(place, outcomes), np.uint32))
+        objects = list(outcomes)
+        distinct = dict(zip(map(id, objects), objects, strict=True))
+        places = {identity: place for place, identity in enumerate(distinct)}
+        which = np.fromiter(map(places.__getitem__, map(id, objects)), np.uint32, len(objects))
+        return cls(list(distinct.values()), which)
 
     def __len__(self) -> int:
         return len(self._which)

@@ -2,10 +2,11 @@
 
     python tests/bench.py --runs 5
 
-Times are CPU seconds of this process, which is single-threaded, so that a busy machine falsifies
-them less; wall time is given beside them. Each figure is the median of several runs. Reading the
-streams and printing outcomes are not part of it, nor is building the engines. Ends with exit code 1
-if the model performs less than its target on any recorded program.
+Times are CPU seconds of the process that works, which is single-threaded, so that a busy machine
+falsifies them less; wall time is given beside them. Each figure is the median of several runs. Of
+the command ``emte run`` all is measured, from the start of Python to the last outcome written; of
+the rest neither reading the streams nor printing outcomes. Building the engines is no part of it.
+Ends with exit code 1 if the model, or the command, misses its target on any recorded program.
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ import argparse
 import json
 import os
 import platform
+import resource
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 
 from emte.rtl.config import PRESETS
 from emte.sim import engines, ops
@@ -29,6 +33,9 @@ from emte.sim.traffic import random_stream
 
 TARGET = 300_000
 """Operations per second of the model on columnar streams."""
+COMMAND_TARGET = 500_000
+"""Operations per second of the command with the fast engine."""
+COMMAND = "emte run, verilator default"
 
 TRACES = Path(ops.__file__).parent / "traces"
 PROGRAMS = ("sort", "gzip", "awk", "sqlite")
@@ -49,7 +56,7 @@ class Figure:
     cpu_rate: float
     wall_rate: float
     cycles: int | None
-    """Simulated clock cycles; None for the model."""
+    """Simulated clock cycles; None for the model, and for the command."""
 
     @property
     def cycles_rate(self) -> float:
@@ -80,11 +87,42 @@ def measure(
     )
 
 
+def measure_command(stream: Stream, runs: int) -> Figure:
+    """The median of several runs of the whole command, after one that builds what it needs."""
+    program = "from emte.sim.cli import main; raise SystemExit(main())"
+    with TemporaryDirectory() as folder:
+        path, out = Path(folder) / f"{Path(stream.path).stem}.npz", Path(folder) / "out.jsonl"
+        ops.write(path, stream)
+        command = [sys.executable, "-c", program, "run", path, "--engine", "verilator"]
+
+        def perform() -> None:
+            subprocess.run([*command, "--out", out], check=True, capture_output=True)
+
+        perform()
+        samples = [timed(perform) for _ in range(runs)]
+        lines = out.read_bytes().count(b"\n")
+    assert lines == len(stream)
+    return Figure(
+        engine=COMMAND,
+        stream=path.stem,
+        operations=lines,
+        runs=runs,
+        cpu_rate=lines / median(cpu for cpu, _ in samples),
+        wall_rate=lines / median(wall for _, wall in samples),
+        cycles=None,
+    )
+
+
 def timed(perform: Callable[[], object]) -> tuple[float, float]:
-    """CPU and wall seconds of a call."""
-    cpu, wall = time.process_time(), time.perf_counter()
+    """CPU seconds, of finished child processes too, and wall seconds of a call."""
+
+    def used() -> float:
+        usages = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+    cpu, wall = used(), time.perf_counter()
     perform()
-    return time.process_time() - cpu, time.perf_counter() - wall
+    return used() - cpu, time.perf_counter() - wall
 
 
 def machine() -> dict[str, object]:
@@ -114,6 +152,8 @@ def figures(programs: Sequence[str], runs: int, operations: int | None) -> Itera
         yield measure("model", stream, runs)
     for stream in streams:
         yield measure("verilator", stream, runs)
+    for stream in streams:
+        yield measure_command(stream, runs)
     for preset, config in PRESETS.items():
         yield measure("verilator", random_stream(1, _RANDOM, held=config.held), runs, preset=preset)
     yield measure("pysim", streams[0].head(_SLOW), 1)
@@ -140,7 +180,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=int, default=5, help="default: %(default)s")
     parser.add_argument("--programs", nargs="+", choices=PROGRAMS, default=PROGRAMS)
     parser.add_argument("--operations", type=int, help="of each program; default: all")
-    parser.add_argument("--target", type=int, default=TARGET, help="default: %(default)s")
+    for name, target in (("", TARGET), ("command-", COMMAND_TARGET)):
+        parser.add_argument(f"--{name}target", type=int, default=target, help=f"default: {target}")
     parser.add_argument(
         "--out", type=Path, default=Path("build/bench.json"), help="default: %(default)s"
     )
@@ -157,13 +198,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     record = {"machine": host, "figures": [asdict(figure) for figure in measured]}
     arguments.out.write_text(json.dumps(record, indent=2) + "\n")
 
-    programs = (f for f in measured if f.engine == "model" and f.stream in arguments.programs)
-    slowest = min(programs, key=lambda figure: figure.cpu_rate)
-    reached = slowest.cpu_rate >= arguments.target
-    print(
-        f"The model's slowest program is {slowest.stream}: {slowest.cpu_rate:,.0f} operations/s, "
-        f"{'above' if reached else 'BELOW'} the target of {arguments.target:,}."
-    )
+    reached = True
+    for engine, target in (("model", arguments.target), (COMMAND, arguments.command_target)):
+        programs = (f for f in measured if f.engine == engine and f.stream in arguments.programs)
+        slowest = min(programs, key=lambda figure: figure.cpu_rate)
+        above = slowest.cpu_rate >= target
+        reached &= above
+        print(
+            f"{engine}: slowest on {slowest.stream}, {slowest.cpu_rate:,.0f} operations/s, "
+            f"{'above' if above else 'BELOW'} the target of {target:,}."
+        )
     return 0 if reached else 1
 
 

@@ -1,6 +1,8 @@
 """The measurement of speed: that it measures, not how fast anything is."""
 
 import json
+import subprocess
+import sys
 import time
 
 import bench
@@ -9,16 +11,27 @@ from emte.sim import engines, ops
 
 
 @pytest.mark.xdist_group("verilator")
-@pytest.mark.parametrize(("target", "code", "word"), [(1, 0, "above"), (10**12, 1, "BELOW")])
-def test_small_run(target, code, word, monkeypatch, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("targets", "words"),
+    [
+        ((1, 1), ("above", "above")),
+        ((10**12, 1), ("BELOW", "above")),
+        ((1, 10**12), ("above", "BELOW")),
+    ],
+)
+def test_small_run(targets, words, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(bench, "_SLOW", 50)
     monkeypatch.setattr(bench, "_RANDOM", 200)
     monkeypatch.setattr(bench, "PRESETS", {name: bench.PRESETS[name] for name in ("default",)})
     path = tmp_path / "new" / "bench.json"
     arguments = ["--programs", "sort", "--operations", "3000", "--runs", "3", "--out", str(path)]
-    assert bench.main([*arguments, "--target", str(target)]) == code
-    *_, last = capsys.readouterr().out.splitlines()
-    assert f"{word} the target of {target:,}" in last
+    model, command = targets
+    arguments += ["--target", str(model), "--command-target", str(command)]
+    assert bench.main(arguments) == ("BELOW" in words)
+    for line, word, target in zip(
+        capsys.readouterr().out.splitlines()[-2:], words, targets, strict=True
+    ):
+        assert f"{word} the target of {target:,}" in line
 
     record = json.loads(path.read_text())
     assert record["machine"]["cores"] >= 1
@@ -29,6 +42,7 @@ def test_small_run(target, code, word, monkeypatch, tmp_path, capsys):
     expected = engines.run(stream, engine="verilator").statistics
     assert figures["verilator default", "sort"]["cycles"] == expected.cycles
     assert ("pysim default", "sort") in figures
+    assert figures[bench.COMMAND, "sort"]["operations"] == 3000
     assert all(figure["cpu_rate"] > 0 < figure["wall_rate"] for figure in figures.values())
 
 
@@ -45,3 +59,9 @@ def test_timed_tells_work_from_waiting():
     cpu, wall = bench.timed(lambda: time.sleep(0.2))
     assert wall >= 0.2
     assert cpu < 0.1
+
+
+def test_timed_counts_child_processes():
+    program = "import time\nwhile time.process_time() < 0.3: pass"
+    cpu, _ = bench.timed(lambda: subprocess.run([sys.executable, "-c", program], check=True))
+    assert cpu >= 0.25
