@@ -1,7 +1,7 @@
 """From an access to probes: is it checked, and which granules does it touch?"""
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
-from amaranth.lib import stream, wiring
+from amaranth.hdl import Cat, Module, Mux, Signal, Value
+from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from .config import TagConfig
@@ -12,10 +12,9 @@ from .layouts import (
     Outcome,
     ProbeKind,
     admitted_layout,
-    probe_layout,
-    result_layout,
+    detail_layout,
+    map_layout,
 )
-from .stream_util import PayloadRegister
 
 __all__ = ["AccessDecoder"]
 
@@ -26,46 +25,74 @@ def _below(end: Value) -> Value:
 
 
 class AccessDecoder(wiring.Component):
-    """Decides what an access needs of tag storage.
-
-    An access that needs tags becomes one probe for each tag word that it touches, in ascending
-    order, one per cycle; any other gets its outcome here. Either is offered in the cycle after the
-    transfer at ``i``. Accesses of one probe are sustained at one per cycle.
-
-    What is decided here follows from the access, the translation regime and the storage map; with
-    TCMA off for the address half, the pointer's tag enters nothing but ``secret_finding``,
-    and the ``address`` of probes.
-
-    Members
-    -------
-    i : ``In(stream.Signature(admitted_layout(config)))``
-        Admitted accesses.
-    probe : ``Out(stream.Signature(probe_layout(config)))``
-        Tag words to be compared, read or written, and maintenance.
-    unchecked : ``Out(stream.Signature(result_layout(config)))``
-        Outcomes of accesses that need no tags.
-    """
-
-    i: stream.Interface
-    probe: stream.Interface
-    unchecked: stream.Interface
+    """Decides what an access needs of tag storage."""
 
     def __init__(self, config: TagConfig) -> None:
         self.config = config
         super().__init__(
             {
-                "i": In(stream.Signature(admitted_layout(config))),
-                "probe": Out(stream.Signature(probe_layout(config))),
-                "unchecked": Out(stream.Signature(result_layout(config))),
+                "admitted_valid": In(1),
+                "admitted": In(admitted_layout(config)),
+                "map": In(map_layout(config)),
+                "two": Out(1),
+                "word_valid": Out(1),
+                "word": Out(config.word_address_bits),
+                "again": Out(1),
+                "detail": Out(detail_layout(config)),
             }
         )
 
     def elaborate(self, platform) -> Module:
         m = Module()
         config = self.config
-        access = self.i.payload.access
-        control = self.i.payload.control
 
+        # Cycle n.
+        def reach_of(access):
+            reach = Signal(range(config.max_bytes))
+            with m.If((access.op != Op.LDG) & access.bytes.any()):
+                m.d.comb += reach.eq(access.bytes - 1)
+            return reach
+
+        def maintains(access):
+            return (
+                (access.op == Op.CLEAN)
+                | (access.op == Op.INVALIDATE)
+                | (access.op == Op.CLEAN_INVALIDATE)
+            )
+
+        now = self.admitted.access
+        total = Signal(11)
+        m.d.comb += [
+            total.eq(now.pa[:8] + reach_of(now)),
+            self.two.eq((total >= 256) & ~maintains(now)),
+        ]
+        s1 = Signal(admitted_layout(config))
+        s1_two = Signal()
+        s1_valid = Signal()
+        s1_second = Signal()
+        s1_offset = Signal(config.memory_bits)
+        m.d.sync += [
+            s1_valid.eq(self.admitted_valid),
+            s1_second.eq(s1_valid & s1_two & ~s1_second),
+        ]
+        with m.If(self.again):
+            m.d.sync += s1_offset[8:12].eq(s1_offset[8:12] + 1)
+            m.d.sync += s1_two.eq(s1_two)
+        with m.Else():
+            m.d.sync += [
+                s1.eq(self.admitted),
+                s1_two.eq(self.two),
+                s1_offset.eq(now.pa - self.map.memory_base),
+            ]
+        m.d.comb += [
+            self.again.eq(s1_valid & s1_two & ~s1_second),
+            self.word_valid.eq(s1_valid | s1_second),
+            self.word.eq(s1_offset[8:]),
+        ]
+
+        # Cycle n + 1.
+        access = s1.access
+        control = s1.regime
         # What kind of access it is.
         load = access.op == Op.LOAD
         store = access.op == Op.STORE
@@ -121,14 +148,14 @@ class AccessDecoder(wiring.Component):
         m.d.comb += [
             first.eq(access.pa),
             last.eq(access.pa + reach),
-            offset.eq(first - control.memory_base),
-            last_offset.eq(last - control.memory_base),
-            in_map.eq((first >= control.memory_base) & (last_offset < control.memory_bytes)),
-            carve_out_end.eq(control.storage_base + control.memory_bytes[5:]),
+            offset.eq(first - self.map.memory_base),
+            last_offset.eq(last - self.map.memory_base),
+            in_map.eq((first >= self.map.memory_base) & (last_offset < self.map.memory_bytes)),
+            carve_out_end.eq(self.map.storage_base + self.map.memory_bytes[5:]),
             in_carve_out.eq(
-                (last >= control.storage_base)
+                (last >= self.map.storage_base)
                 & (first < carve_out_end)
-                & (control.memory_bytes != 0)  # an empty one has no inside
+                & (self.map.memory_bytes != 0)  # an empty one has no inside
             ),
         ]
 
@@ -143,14 +170,10 @@ class AccessDecoder(wiring.Component):
             end.eq(span[4:] + 1),
             granules.eq(_below(end) & ~_below(begin)),
         ]
-        address = Signal(64)
-        m.d.comb += address.eq(access.va)
-        with m.If(access.op == Op.LDG):
-            m.d.comb += address[:4].eq(0)
 
         # What becomes of it.
         outcome = Signal(Outcome)
-        tags = Signal(config.word_bits)
+        ones = Signal()
         needs_tags = Signal()
         with m.If((access.op == Op.STG) & access.va[:4].any()):
             m.d.comb += outcome.eq(Outcome.ALIGNMENT_FAULT)
@@ -167,94 +190,49 @@ class AccessDecoder(wiring.Component):
         with m.Elif(checked & mtx & (access.va[56:60] != half.replicate(4))):
             m.d.comb += outcome.eq(Mux(asynchronous, Outcome.ASYNC, Outcome.TAG_CHECK_FAULT))
         with m.Elif(tag_load & ata & mtx & half):
-            with m.If(access.op == Op.LDG):
-                m.d.comb += tags.eq(0xF)
-            with m.Else():
-                m.d.comb += tags.eq(Cat(bit.replicate(4) for bit in granules))
-        result = Signal(result_layout(config))
+            m.d.comb += ones.eq(1)
+
+        s2 = Signal(detail_layout(config))
+        detail = Signal(detail_layout(config))
         m.d.comb += [
-            result.ticket.eq(self.i.payload.ticket),
-            result.secret_finding.outcome.eq(outcome),
-            result.secret_finding.tags.eq(tags),
+            detail.ticket.eq(s1.ticket),
+            detail.ticket.second.eq(s1_second),
+            detail.key.eq(access.va[56:60]),
+            detail.store.eq(s1.store),
+            detail.single.eq(access.op == Op.LDG),
+            detail.asynchronous.eq(asynchronous),
+            detail.mask.eq(Mux(s1_second, _below(end - 16), granules)),
+            detail.start.eq(Mux(s1_second, 0, access.va[4:8])),
         ]
-        with m.If((outcome != Outcome.PASS) & (outcome != Outcome.ASYNC)):
-            # An abort outside the carve-out is one of the tag fetch, which is a read, and so is
-            # the tag check that a permission fault refuses.
+        with m.If(needs_tags):
+            m.d.comb += detail.write.eq(write | tag_store)
+            with m.If(tag_load):
+                m.d.comb += detail.kind.eq(ProbeKind.LOAD)
+            with m.Elif(tag_store):
+                m.d.comb += detail.kind.eq(ProbeKind.STORE)
+            with m.Elif(access.op == Op.CLEAN):
+                m.d.comb += detail.kind.eq(
+                    Mux(access.bytes.any(), ProbeKind.CLEAN, ProbeKind.CLEAN_ALL)
+                )
+            with m.Elif(maintenance):
+                m.d.comb += detail.kind.eq(
+                    Mux(
+                        access.bytes.any(),
+                        ProbeKind.CLEAN_INVALIDATE,
+                        ProbeKind.CLEAN_INVALIDATE_ALL,
+                    )
+                )
+            with m.Else():
+                m.d.comb += detail.kind.eq(ProbeKind.CHECK)
+        with m.Else():
+            m.d.comb += detail.kind.eq(ProbeKind.NONE)
             of_tags = (outcome == Outcome.PERMISSION_FAULT) | (
                 (outcome == Outcome.EXTERNAL_ABORT) & ~in_carve_out
             )
-            m.d.comb += [
-                result.secret_finding.far.eq(address),
-                result.secret_finding.wnr.eq(tag_store | (write & ~of_tags)),
-            ]
-
-        # The first probe.
-        kind = Signal(ProbeKind)
-        entering = Signal(probe_layout(config))
-        m.d.comb += [
-            entering.kind.eq(kind),
-            entering.ticket.eq(self.i.payload.ticket),
-            entering.word.eq(offset[8:]),
-            entering.mask.eq(granules),
-            entering.secret_tags.eq(
-                Mux(access.op == Op.STG, access.tags[:4].replicate(16), access.tags)
-            ),
-            entering.address.eq(address),
-            entering.single.eq(access.op == Op.LDG),
-            entering.asynchronous.eq(asynchronous),
-            entering.write.eq(write | tag_store),
-            entering.first.eq(1),
-            entering.last.eq(maintenance | (end <= config.word_granules)),
-        ]
-        with m.If(tag_load):
-            m.d.comb += kind.eq(ProbeKind.LOAD)
-        with m.Elif(tag_store):
-            m.d.comb += kind.eq(ProbeKind.STORE)
-        with m.Elif(access.op == Op.CLEAN):
-            m.d.comb += kind.eq(Mux(access.bytes.any(), ProbeKind.CLEAN, ProbeKind.CLEAN_ALL))
-        with m.Elif(maintenance):
-            m.d.comb += kind.eq(
-                Mux(
-                    access.bytes.any(),
-                    ProbeKind.CLEAN_INVALIDATE,
-                    ProbeKind.CLEAN_INVALIDATE_ALL,
-                )
-            )
-        with m.Else():
-            m.d.comb += kind.eq(ProbeKind.CHECK)
-
-        # The probe or the result on offer; and the probe that comes after it.
-        probe = PayloadRegister(probe_layout(config), name="probe")
-        probe_valid = Signal()
-        probe_end = Signal.like(end)
-        unchecked = PayloadRegister(result_layout(config), name="unchecked")
-        unchecked_valid = Signal()
-        following = Signal(probe_layout(config))
-        following_end = Signal.like(end)
-        m.d.comb += [
-            self.probe.valid.eq(probe_valid),
-            *probe.drive(self.probe.payload),
-            self.unchecked.valid.eq(unchecked_valid),
-            *unchecked.drive(self.unchecked.payload),
-            following_end.eq(probe_end - config.word_granules),
-            following.eq(self.probe.payload),
-            following.word.eq(self.probe.payload.word + 1),
-            following.mask.eq(_below(following_end)),
-            following.address.eq(Cat(Const(0, 8), self.probe.payload.address[8:] + 1)),
-            following.first.eq(0),
-            following.last.eq(following_end <= config.word_granules),
-        ]
-        probe_taken = ~probe_valid | self.probe.ready
-        unchecked_taken = ~unchecked_valid | self.unchecked.ready
-        with m.If(probe_valid & ~self.probe.payload.last):
-            with m.If(self.probe.ready):
-                m.d.sync += [*probe.load(following), probe_end.eq(following_end)]
-        with m.Else():
-            m.d.comb += self.i.ready.eq(probe_taken & unchecked_taken)
-            with m.If(probe_taken):
-                m.d.sync += probe_valid.eq(self.i.valid & self.i.ready & needs_tags)
-            with m.If(unchecked_taken):
-                m.d.sync += unchecked_valid.eq(self.i.valid & self.i.ready & ~needs_tags)
-            with m.If(self.i.ready):
-                m.d.sync += [*probe.load(entering), probe_end.eq(end), *unchecked.load(result)]
+            with m.If(~s1_second):
+                m.d.comb += [detail.outcome.eq(outcome), detail.ones.eq(ones)]
+                with m.If((outcome != Outcome.PASS) & (outcome != Outcome.ASYNC)):
+                    m.d.comb += detail.write.eq(tag_store | (write & ~of_tags))
+        m.d.sync += s2.eq(detail)
+        m.d.comb += self.detail.eq(s2)
         return m

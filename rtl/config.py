@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields
 
 from amaranth.utils import exact_log2
 
-__all__ = ["Barrier", "TagConfig", "SMALL", "DEFAULT", "ECP5", "PRESETS"]
+__all__ = ["Arrays", "Barrier", "TagConfig", "SMALL", "DEFAULT", "ECP5", "PRESETS"]
 
 
 class Barrier(enum.Enum):
@@ -19,6 +19,16 @@ class Barrier(enum.Enum):
 
     NONE = "none"
     """Everything: outcomes leave at once. Leaks tags; exists to measure the price of the others."""
+
+
+class Arrays(enum.Enum):
+    """What the memories of tags, directory and contexts are made of."""
+
+    PORTABLE = "portable"
+    """Memories that every tool infers."""
+
+    ECP5 = "ecp5"
+    """Block RAM of the ECP5, instantiated with its output registers."""
 
 
 def _parameter(default, doc):
@@ -41,7 +51,8 @@ class TagConfig:
     sets: int = _parameter(64, "sets of the tag cache (a power of two)")
     ways: int = _parameter(8, "ways of each set (a power of two, at most 16)")
     line_bytes: int = _parameter(64, "bytes of tags in a line (a power of two, 16 to 128)")
-    mshrs: int = _parameter(1, "refills outstanding at a time; this version has one")
+    mshrs: int = _parameter(4, "refills outstanding at a time (a power of two, at most `ways`)")
+    waiting: int = _parameter(16, "probes that wait for a line (a power of two, 16 to 64)")
     held: int = _parameter(16, "accesses that the barrier holds at a time (2 to 64)")
     branches: int = _parameter(8, "names of unresolved branches (1 to 32)")
     id_bits: int = _parameter(6, "width of the access ids")
@@ -49,7 +60,10 @@ class TagConfig:
     memory_bits: int = _parameter(40, "log2 of the largest tagged memory, in bytes")
     axi_address_bits: int = _parameter(48, "width of addresses on the memory port")
     axi_id_bits: int = _parameter(4, "width of transaction ids on the memory port")
+    scrub_period: int = _parameter(4096, "cycles from one step of the scrubber to the next")
+    injection: bool = _parameter(False, "with a port that flips stored bits, for tests")
     barrier: Barrier = _parameter(Barrier.OBLIVIOUS, "form of the speculation barrier")
+    arrays: Arrays = _parameter(Arrays.PORTABLE, "what the memories are made of")
 
     granule_bytes = 16
     tag_bits = 4
@@ -61,16 +75,26 @@ class TagConfig:
     def __post_init__(self) -> None:
         for f in fields(self):
             value = getattr(self, f.name)
-            if f.name == "barrier":
-                if not isinstance(value, Barrier):
-                    raise ValueError(f"barrier must be a Barrier, not {value!r}")
+            if isinstance(f.default, enum.Enum):
+                kind = type(f.default)
+                if not isinstance(value, kind):
+                    raise ValueError(f"{f.name} must be one of {kind.__name__}, not {value!r}")
+            elif f.name == "injection":
+                if not isinstance(value, bool):
+                    raise ValueError(f"injection must be True or False, not {value!r}")
             elif isinstance(value, bool) or not isinstance(value, int):
                 raise ValueError(f"{f.name} must be an integer, not {value!r}")
         self._check_power("sets", 1, 1 << 16)
         self._check_power("ways", 1, 16)
         self._check_power("line_bytes", 16, 128)
-        if self.mshrs != 1:
-            raise ValueError(f"mshrs must be 1 in this version, not {self.mshrs!r}")
+        self._check_power("mshrs", 1, 16)
+        if self.mshrs > self.ways:
+            # Else all ways of a set may be waited for, and the line that would free one finds none.
+            raise ValueError(f"mshrs must be at most ways, {self.ways}, not {self.mshrs!r}")
+        if self.mshrs > 1 << self.axi_id_bits:
+            raise ValueError(f"mshrs must fit axi_id_bits, {self.axi_id_bits}, not {self.mshrs!r}")
+        self._check_power("waiting", 16, 64)
+        self._check_range("scrub_period", 64, 1 << 24)
         self._check_range("held", 2, 64)
         self._check_range("branches", 1, 32)
         self._check_range("id_bits", 1, 16)
@@ -131,6 +155,27 @@ class TagConfig:
         return self.line_address_bits - self.set_bits
 
     @property
+    def index_bits(self) -> int:
+        """Width of the number of a tag word within the data array."""
+        return self.set_bits + self.way_bits + self.word_index_bits
+
+    @property
+    def mshr_bits(self) -> int:
+        """Width of an MSHR's number."""
+        return exact_log2(self.mshrs)
+
+    @property
+    def waiting_bits(self) -> int:
+        """Width of the number of a place for a waiting probe."""
+        return exact_log2(self.waiting)
+
+    store_bits = 4
+    """Width of the number of a place in the buffer of tag stores."""
+
+    ticket_bits = 8
+    """Width of the number of a ticket: an entry of the barrier's table, or a direct access."""
+
+    @property
     def bytes_bits(self) -> int:
         """Width of the size of an access."""
         return self.max_bytes.bit_length()
@@ -146,7 +191,7 @@ class TagConfig:
         return (self.branches - 1).bit_length()
 
 
-SMALL = TagConfig(sets=2, ways=2, held=4)
+SMALL = TagConfig(sets=2, ways=2, mshrs=2, held=4)
 DEFAULT = TagConfig()
 ECP5 = TagConfig(sets=32, ways=4)
 PRESETS = {"small": SMALL, "default": DEFAULT, "ecp5": ECP5}

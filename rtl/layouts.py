@@ -16,15 +16,17 @@ __all__ = [
     "Outcome",
     "CheckMode",
     "ProbeKind",
+    "Refusal",
     "GenerateOp",
     "access_layout",
     "control_layout",
     "control_signature",
+    "regime_layout",
+    "map_layout",
     "request_layout",
     "ticket_layout",
     "admitted_layout",
-    "probe_layout",
-    "tag_word_layout",
+    "detail_layout",
     "finding_layout",
     "result_layout",
     "verdict_layout",
@@ -101,6 +103,19 @@ class ProbeKind(enum.Enum, shape=3):
     """CLEAN for every line."""
     CLEAN_INVALIDATE_ALL = 6
     """CLEAN_INVALIDATE for every line."""
+    NONE = 7
+    """Nothing: the access is not checked, or fails before its tags matter."""
+
+
+class Refusal(enum.Enum, shape=2):
+    """Why the cache gives no tags to a probe."""
+
+    NONE = 0
+    """It gives them."""
+    ABORT = 1
+    """Tag storage answered with an error: EXTERNAL_ABORT."""
+    UNCORRECTABLE = 2
+    """The line may be in the cache, under an entry of the directory that is damaged."""
 
 
 class GenerateOp(enum.Enum, shape=2):
@@ -131,11 +146,11 @@ def access_layout(config: TagConfig) -> data.StructLayout:
 
 
 def control_layout(config: TagConfig) -> data.StructLayout:
-    """Translation regime and tag-storage map, sampled with each access.
+    """Translation regime, sampled with each access, and tag-storage map.
 
     ``tbi``, ``mtx`` and ``tcma`` are indexed by VA[55]; ``ata``, ``tcso`` and ``tcf`` by the
     exception level (0: EL0). The map is there from the end of reset on, for the initialiser. It
-    changes only while the pipeline is idle, after CLEAN_INVALIDATE of all lines; then the storage
+    is not sampled: it changes only while the pipeline is idle, after CLEAN_INVALIDATE of all lines; then the storage
     of the new map is the firmware's to zero.
     """
     return data.StructLayout(
@@ -159,20 +174,32 @@ def control_signature(config: TagConfig) -> Signature:
     return Signature({name: Out(field.shape) for name, field in control_layout(config)})
 
 
+def regime_layout(config: TagConfig) -> data.StructLayout:
+    """The part of :func:`control_layout` that is sampled with each access."""
+    control = control_layout(config)
+    names = ("tbi", "mtx", "tcma", "ata", "tcso", "tcf")
+    return data.StructLayout({name: control[name].shape for name in names})
+
+
+def map_layout(config: TagConfig) -> data.StructLayout:
+    """The part of :func:`control_layout` that changes only while the pipeline is idle."""
+    control = control_layout(config)
+    names = ("memory_base", "memory_bytes", "storage_base")
+    return data.StructLayout({name: control[name].shape for name in names})
+
+
 def request_layout(config: TagConfig) -> data.StructLayout:
-    """An access with the control bits that were sampled with it."""
-    return data.StructLayout({"access": access_layout(config), "control": control_layout(config)})
+    """An access with the translation regime that was sampled with it."""
+    return data.StructLayout({"access": access_layout(config), "regime": regime_layout(config)})
 
 
 def ticket_layout(config: TagConfig) -> data.StructLayout:
-    """How the barrier recognises the outcome of an access that it admitted."""
+    """How the barrier recognises what was found out about an access that it admitted."""
     return data.StructLayout(
         {
-            "id": config.id_bits,
-            "speculative": 1,  # the outcome goes into the table
-            "slot": config.slot_bits,  # at this entry
-            "half": 1,  # VA[55] and EL choose the TFSR bit of an asynchronous fault
-            "el0": 1,
+            "number": config.ticket_bits,  # of the direct access, or of the table's entry
+            "direct": 1,  # certain and of one tag word: the finding is a verdict at once
+            "second": 1,  # of the second tag word of the access
         }
     )
 
@@ -182,50 +209,54 @@ def admitted_layout(config: TagConfig) -> data.StructLayout:
     return data.StructLayout(
         {
             "access": access_layout(config),
-            "control": control_layout(config),
+            "regime": regime_layout(config),
             "ticket": ticket_layout(config),
+            "store": config.store_bits,  # tag store: where its tags are in the store buffer
         }
     )
 
 
-def probe_layout(config: TagConfig) -> data.StructLayout:
-    """One tag word, and what an access wants of it."""
+def detail_layout(config: TagConfig) -> data.StructLayout:
+    """What an access wants of one tag word. Together with the word's number it is a probe."""
     return data.StructLayout(
         {
             "ticket": ticket_layout(config),
             "kind": ProbeKind,
-            "word": config.word_address_bits,  # number of the tag word within tag storage
-            "mask": config.word_granules,  # granules of it that the access touches
-            "secret_tags": 64,  # STORE: new tags, at their granules
-            "address": 64,  # VA of the first byte that the access touches in this word
-            "single": 1,  # LDG: return the one masked tag in 3:0
+            "mask": config.word_granules,  # granules of the word that the access touches
+            "start": 4,  # VA[7:4] of the access; 0 for its second word
+            "key": 4,  # the pointer's tag
+            "store": config.store_bits,  # STORE: where its tags are in the store buffer
+            "single": 1,  # LDG: the one masked tag goes to 3:0
+            "ones": 1,  # NONE: a tag load that finds tag F in each masked granule
             "asynchronous": 1,  # a mismatch is ASYNC, not TAG_CHECK_FAULT
-            "write": 1,  # WnR of a tag check fault
-            "first": 1,  # first and last probe of the access
-            "last": 1,
+            "write": 1,  # WnR of a tag check fault, of an abort of a STORE, and of `outcome`
+            "outcome": Outcome,  # NONE: the outcome, decided without tags; else PASS
         }
     )
 
 
-def tag_word_layout(config: TagConfig) -> data.StructLayout:
-    """A probe with the tags that it asked for."""
+def finding_layout() -> data.StructLayout:
+    """What the pipeline found out about one tag word of an access."""
     return data.StructLayout(
         {
-            "probe": probe_layout(config),
-            "secret_word": 64,
-            "abort": 1,  # the tags could not be had: EXTERNAL_ABORT
+            "outcome": Outcome,
+            "index": 4,  # VA[7:4] of the failing granule; 0 unless a fault or an abort
+            "exact": 1,  # the failing byte is the first of the access, not that of the granule
+            "wnr": 1,  # 0 unless a fault or an abort
+            "tag": 4,  # LDG, else 0
         }
     )
 
 
 def result_layout(config: TagConfig) -> data.StructLayout:
-    """The outcome of an access, for the barrier's eyes only."""
-    return data.StructLayout({"ticket": ticket_layout(config), "secret_finding": finding_layout()})
-
-
-def finding_layout() -> data.StructLayout:
-    """What the pipeline found out about an access: a verdict without the id."""
-    return data.StructLayout({"outcome": Outcome, "far": 64, "wnr": 1, "tags": 64})
+    """What the pipeline found out, for the barrier's eyes only."""
+    return data.StructLayout(
+        {
+            "ticket": ticket_layout(config),
+            "secret_finding": finding_layout(),
+            "secret_tags": config.word_bits,  # LDGM, which is always direct; else 0
+        }
+    )
 
 
 def verdict_layout(config: TagConfig) -> data.StructLayout:

@@ -7,11 +7,14 @@ from amaranth.lib.wiring import In, Out
 from .access import AccessDecoder
 from .barrier import SpeculationBarrier
 from .config import TagConfig
+from .keeper import flip_layout
 from .layouts import (
     access_layout,
     control_signature,
     generate_signature,
+    map_layout,
     memory_signature,
+    regime_layout,
     resolve_signature,
     tfsr_layout,
     verdict_layout,
@@ -26,7 +29,7 @@ __all__ = ["TagPipeline"]
 class TagPipeline(wiring.Component):
     """Tag checks for every load and store of a core, and the instructions on tags.
 
-    A certain access that hits is answered 8 cycles after its transfer, if nothing holds it up.
+    A certain access that hits is answered 12 cycles after its transfer, if nothing holds it up.
     Certain accesses of one tag word are sustained at one per cycle. No combinational path leads
     from an input to an output.
 
@@ -60,6 +63,11 @@ class TagPipeline(wiring.Component):
         Sticky asynchronous faults. Bits stay until reset.
     storage_error : ``Out(1)``
         Sticky: a write to tag storage failed.
+    secret_corrections : ``Out(16)``
+        Stored tags that were corrected by the scrubber or on their way to storage, counted in
+        words. Secret: a cell that is stuck errs under some tags only. Stays at its maximum.
+    flips : ``In(stream.Signature(flip_layout(config)))``
+        Flips stored bits, for tests; not there unless ``config.injection``.
     busy : ``Out(1)``
         The cache is swept or tag storage zeroed, both after reset, or the cache waits for storage
         or does maintenance.
@@ -75,11 +83,13 @@ class TagPipeline(wiring.Component):
     generate: wiring.PureInterface
     tfsr: data.View
     storage_error: Signal
+    secret_corrections: Signal
     busy: Signal
     idle: Signal
 
     def __init__(self, config: TagConfig) -> None:
         self.config = config
+        flips = {"flips": In(stream.Signature(flip_layout(config)))} if config.injection else {}
         super().__init__(
             {
                 "access": In(stream.Signature(access_layout(config))),
@@ -90,8 +100,10 @@ class TagPipeline(wiring.Component):
                 "generate": Out(generate_signature(config)),
                 "tfsr": Out(tfsr_layout()),
                 "storage_error": Out(1),
+                "secret_corrections": Out(16),
                 "busy": Out(1),
                 "idle": Out(1),
+                **flips,
             }
         )
 
@@ -110,24 +122,47 @@ class TagPipeline(wiring.Component):
             barrier.access.valid.eq(self.access.valid),
             self.access.ready.eq(barrier.access.ready),
         ]
-        for name in control_signature(config).members:
-            m.d.comb += request.control[name].eq(getattr(self.control, name))
-
+        for name in regime_layout(config).members:
+            m.d.comb += request.regime[name].eq(getattr(self.control, name))
+        for name in map_layout(config).members:
+            m.d.comb += decoder.map[name].eq(getattr(self.control, name))
         wiring.connect(m, wiring.flipped(self.resolve), barrier.resolve)
-        # Nothing goes further before tag storage holds no tags of before the reset: not even an
-        # access that needs none gets its PASS.
-        m.d.comb += [
-            decoder.i.payload.eq(barrier.admitted.payload),
-            decoder.i.valid.eq(barrier.admitted.valid & cache.ready),
-            barrier.admitted.ready.eq(decoder.i.ready & cache.ready),
-        ]
-        wiring.connect(m, decoder.probe, cache.probe)
-        wiring.connect(m, decoder.unchecked, barrier.unchecked)
-        wiring.connect(m, cache.tag_word, check.i)
-        wiring.connect(m, check.o, barrier.checked)
         wiring.connect(m, barrier.verdict, wiring.flipped(self.verdict))
         wiring.connect(m, cache.memory, wiring.flipped(self.memory))
         wiring.connect(m, generator.generate, wiring.flipped(self.generate))
+
+        # Nothing is refused behind the barrier, so these are plain signals.
+        m.d.comb += [
+            decoder.admitted_valid.eq(barrier.admitted_valid),
+            decoder.admitted.eq(barrier.admitted),
+            barrier.two.eq(decoder.two),
+            barrier.pause.eq(cache.pause),
+            barrier.store_ready.eq(cache.store_ready),
+            barrier.store_slot.eq(cache.store_slot),
+            cache.store.eq(barrier.store),
+            cache.secret_store_tags.eq(barrier.secret_store_tags),
+            cache.word_valid.eq(decoder.word_valid),
+            cache.word.eq(decoder.word),
+            cache.again.eq(decoder.again),
+            cache.detail.eq(decoder.detail),
+            cache.room.eq(barrier.room),
+            check.valid.eq(cache.check_valid),
+            check.detail.eq(cache.check_detail),
+            check.refusal.eq(cache.check_refusal),
+            check.secret_codes.eq(cache.secret_codes),
+            check.secret_lost.eq(cache.secret_lost),
+            cache.secret_corrected.eq(check.secret_corrected),
+            cache.secret_damaged.eq(check.secret_damaged),
+            cache.secret_errors.eq(check.secret_errors),
+            barrier.coming_valid.eq(cache.check_valid),
+            barrier.coming.eq(cache.check_detail.ticket),
+            barrier.result_valid.eq(check.result_valid),
+            barrier.result.eq(check.result),
+            barrier.waiting_valid.eq(cache.waiting_valid),
+            barrier.waiting.eq(cache.waiting),
+        ]
+        if config.injection:
+            wiring.connect(m, wiring.flipped(self.flips), cache.flips)
 
         m.d.comb += [
             cache.storage_base.eq(self.control.storage_base),
@@ -136,6 +171,7 @@ class TagPipeline(wiring.Component):
             generator.ata.eq(self.control.ata),
             self.tfsr.eq(barrier.tfsr),
             self.storage_error.eq(cache.storage_error),
+            self.secret_corrections.eq(cache.secret_corrections),
             self.busy.eq(cache.busy),
             self.idle.eq(barrier.idle & cache.idle & generator.idle),
         ]

@@ -1,16 +1,22 @@
-"""The tag-storage cache: lookup pipeline and its control."""
+"""The tag-storage cache: a lookup pipeline that never stops."""
 
 from amaranth.hdl import Assert, Cat, Module, Mux, Signal, Value
-from amaranth.lib import stream, wiring
+from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
+from .codes import DirectoryCode, granule_code
 from .config import TagConfig
-from .layouts import ProbeKind, memory_signature, probe_layout, tag_word_layout
-from .miss_unit import MissKind, MissUnit
-from .stream_util import PayloadRegister
+from .keeper import Keeper, flip_layout
+from .layouts import ProbeKind, Refusal, detail_layout, memory_signature, ticket_layout
+from .miss_unit import MissUnit
+from .store_buffer import StoreBuffer
 from .tag_array import TagArray
+from .waiting_list import WaitingList
 
 __all__ = ["TagCache"]
+
+NEIGHBOURS = 3
+"""Probes behind one that waits which cannot see its MSHR yet."""
 
 
 def _encode(flags: Value) -> Value:
@@ -35,41 +41,58 @@ def _tree_victim(tree: Value, way_bits: int) -> Value:
     return Cat(path)
 
 
-def _tree_touched(tree: Value, way: Value, way_bits: int) -> Value:
-    """The tree after a use of ``way``: each node on the path points away from it."""
-    nodes = []
-    for level in range(way_bits):
-        direction = way[way_bits - 1 - level]
-        prefix = way[way_bits - level :]
-        for node in range(2**level):
-            old = tree[2**level - 1 + node]
-            nodes.append(Mux(prefix == node, ~direction, old) if level else ~direction)
+def _tree_touched(tree: Value, ways: Value) -> Value:
+    """The tree after a use of the one of ``ways`` that is set: its path points away from it."""
+    count = len(ways)
+    nodes: list[Value] = []
+    half = count // 2
+    while half:
+        for first in range(0, count, 2 * half):
+            lower, upper = ways[first : first + half], ways[first + half : first + 2 * half]
+            nodes.append((tree[len(nodes)] | lower.any()) & ~upper.any())
+        half //= 2
     return Cat(nodes)
+
+
+def _groups(a: Value, b: Value, size: int = 8) -> list[Value]:
+    """Whether two values are equal, a piece at a time: a piece takes two levels of LUTs."""
+    return [a[at : at + size] == b[at : at + size] for at in range(0, len(a), size)]
 
 
 class TagCache(wiring.Component):
     """Set-associative, write-back, write-allocate cache of tag words; tree pseudo-LRU.
 
-    A probe that hits appears at ``tag_word`` two cycles after its transfer at the earliest; probes
-    are answered in order, one per cycle. A miss stops the lookups behind it until its line is
-    there. A tag store writes its granules in the cycle in which the next probe's tags are read, so
-    that nothing needs to be forwarded.
+    A probe that finds its line is at ``check`` six cycles after its number was at ``word``. One
+    that does not goes onto the waiting list, and comes there after its line. Nothing is refused: a
+    word may come in every cycle but those that follow on ``pause``.
 
     What the cache does, and when, follows from the probes' kinds, words and masks and from the
     memory port's handshakes, never from tags.
 
     After reset the directory is swept, which takes ``config.sets`` cycles, and then all of tag
-    storage is zeroed, line after line, unless ``storage_zeroed`` is set. No probe is taken before
-    ``ready``.
+    storage is zeroed, line after line, unless ``storage_zeroed`` is set. Up to then ``pause`` is
+    set.
 
     Members
     -------
-    probe : ``In(stream.Signature(probe_layout(config)))``
-        Tag words to be looked up, and maintenance.
-    tag_word : ``Out(stream.Signature(tag_word_layout(config)))``
-        Each probe, in order, with its tag word. ``abort`` is set if that could not be had; a STORE
-        with ``abort`` did not happen. Maintenance is answered when storage has all that was written
-        back, and aborts if ``storage_error`` is set.
+    word_valid : ``In(1)``, word : ``In(config.word_address_bits)``, again : ``In(1)``
+        A probe; ``again`` tells that the next cycle brings another one.
+    detail : ``In(detail_layout(config))``
+        What it wants; one cycle later.
+    pause : ``Out(1)``
+        The door admits nothing in this cycle, so that in the next but one no word comes.
+    store_ready, store_slot, store, secret_store_tags
+        The store buffer, see :class:`StoreBuffer`: tags come with the admission of a tag store.
+    room : ``In(1)``
+        Verdicts have room for what is replayed.
+    check_valid, check_detail, check_refusal, secret_codes : ``Out``
+        For :class:`TagCheck`: codes of the 16 granules, each 8 bits.
+    secret_corrected : ``In(64)``, secret_damaged : ``In(1)``, secret_errors : ``In(1)``
+        From :class:`TagCheck`, one cycle later.
+    secret_lost : ``Out(1)``
+        Tags with two flipped bits were written back; sticky.
+    waiting_valid : ``Out(1)``, waiting : ``Out(ticket_layout(config))``
+        Ticket of the probe that waits longest.
     storage_base, storage_bytes, storage_zeroed : ``In``
         The tag-storage map, for the initialiser from the end of reset on. It changes only while
         nothing is in the cache; then the new map's storage is the firmware's to zero.
@@ -77,304 +100,528 @@ class TagCache(wiring.Component):
         Tag storage.
     storage_error : ``Out(1)``
         Sticky: a write to tag storage failed. From then on CHECK and LOAD probes abort.
+    secret_corrections : ``Out(16)``
+        Words in which the scrubber, or a write-back, corrected a tag; stays at its maximum.
+    flips : ``In(stream.Signature(flip_layout(config)))``
+        Flips stored bits, for tests; not there unless ``config.injection``.
     ready : ``Out(1)``
         The directory is swept, and storage holds no tags of before. Stays until reset.
     busy : ``Out(1)``
-        The cache is not ready, waits for storage, or does maintenance.
+        The cache is not ready, waits for storage, or works on its lines.
     idle : ``Out(1)``
         No probe is inside, and nothing is outstanding at ``memory``.
     """
 
-    probe: stream.Interface
-    tag_word: stream.Interface
-    storage_base: Signal
-    storage_bytes: Signal
-    storage_zeroed: Signal
-    memory: wiring.PureInterface
-    storage_error: Signal
-    ready: Signal
-    busy: Signal
-    idle: Signal
-
     def __init__(self, config: TagConfig) -> None:
         self.config = config
-        super().__init__(
-            {
-                "probe": In(stream.Signature(probe_layout(config))),
-                "tag_word": Out(stream.Signature(tag_word_layout(config))),
-                "storage_base": In(config.axi_address_bits),
-                "storage_bytes": In(config.memory_bits - 4),
-                "storage_zeroed": In(1),
-                "memory": Out(memory_signature(config)),
-                "storage_error": Out(1),
-                "ready": Out(1),
-                "busy": Out(1),
-                "idle": Out(1),
-            }
-        )
+        members = {
+            "word_valid": In(1),
+            "word": In(config.word_address_bits),
+            "again": In(1),
+            "detail": In(detail_layout(config)),
+            "pause": Out(1),
+            "store_ready": Out(1),
+            "store_slot": Out(config.store_bits),
+            "store": In(1),
+            "secret_store_tags": In(config.word_bits),
+            "room": In(1),
+            "check_valid": Out(1),
+            "check_detail": Out(detail_layout(config)),
+            "check_refusal": Out(Refusal),
+            "secret_codes": Out(8 * config.word_granules),
+            "secret_corrected": In(config.word_bits),
+            "secret_damaged": In(1),
+            "secret_errors": In(1),
+            "secret_lost": Out(1),
+            "waiting_valid": Out(1),
+            "waiting": Out(ticket_layout(config)),
+            "storage_base": In(config.axi_address_bits),
+            "storage_bytes": In(config.memory_bits - 4),
+            "storage_zeroed": In(1),
+            "memory": Out(memory_signature(config)),
+            "storage_error": Out(1),
+            "secret_corrections": Out(16),
+            "ready": Out(1),
+            "busy": Out(1),
+            "idle": Out(1),
+        }
+        if config.injection:
+            members["flips"] = In(stream.Signature(flip_layout(config)))
+        super().__init__(members)
+        # For statistics: a probe is looked up for the first time.
+        self.looked_up = Signal()
 
     def elaborate(self, platform) -> Module:
         m = Module()
         config = self.config
-        all_ways = (1 << config.ways) - 1
+        code = DirectoryCode(config.directory_tag_bits + 1)
+        line_at = config.word_index_bits  # of a word's number
+        tag_at = line_at + config.set_bits
 
         m.submodules.array = array = TagArray(config)
-        m.submodules.miss_unit = miss_unit = MissUnit(config)
-        wiring.connect(m, miss_unit.memory, wiring.flipped(self.memory))
+        m.submodules.miss_unit = miss = MissUnit(config)
+        m.submodules.keeper = keeper = Keeper(config)
+        m.submodules.waiting = waiting = WaitingList(config)
+        m.submodules.stores = stores = StoreBuffer(config)
+        wiring.connect(m, miss.memory, wiring.flipped(self.memory))
+
+        # c0: a new probe, or one from the waiting list, or the keeper.
+        c0_word = Signal(config.word_address_bits)
         m.d.comb += [
-            miss_unit.storage_base.eq(self.storage_base),
-            miss_unit.storage_bytes.eq(self.storage_bytes),
-            self.storage_error.eq(miss_unit.storage_error),
+            c0_word.eq(Mux(waiting.word_valid, waiting.word, self.word)),
+            array.directory_set.eq(Mux(keeper.owns, keeper.set, c0_word[line_at:tag_at])),
         ]
 
-        # Stage 1: the directory has answered for the probe in `s1`.
-        s1_register = PayloadRegister(probe_layout(config), name="s1")
-        s1 = Signal(probe_layout(config))
-        s1_valid = Signal()
-        s1_done = Signal()  # maintenance is finished, or the probe aborts
-        s1_abort = Signal()
-        s1_complete = Signal()  # the probe leaves if there is room
-        s1_leaves = Signal()
-        s1_word = s1.word[: config.word_index_bits]
-        s1_line = s1.word[config.word_index_bits :]
-        s1_set = s1_line[: config.set_bits]
-        s1_tag = s1_line[config.set_bits :]
-        hit_ways = Signal(config.ways)
-        valid_ways = Signal(config.ways)
-        hit_way = Signal(config.way_bits)
-        m.d.comb += s1_register.drive(s1)
-        m.d.comb += hit_way.eq(_encode(hit_ways))
+        # c1: what it wants; its line is compared with those of MSHRs and of the probes before it.
+        c1_valid = Signal()
+        c1_replay = Signal()
+        c1_epoch = Signal()
+        c1_place = Signal(config.waiting_bits)
+        c1_word = Signal(config.word_address_bits)
+        c1_detail = Signal(detail_layout(config))
+        m.d.sync += [
+            c1_valid.eq(self.word_valid | waiting.word_valid),
+            c1_replay.eq(waiting.word_valid),
+            c1_epoch.eq(waiting.epoch),
+            c1_place.eq(waiting.place),
+            c1_word.eq(c0_word),
+        ]
+        m.d.comb += [
+            waiting.detail_place.eq(c1_place),
+            c1_detail.eq(Mux(c1_replay, waiting.detail, self.detail)),
+            miss.line.eq(c1_word[line_at:]),
+        ]
+
+        # c2: the directory answers. An entry within distance 1 of the wanted one's code is it.
+        c2_valid = Signal()
+        c2_replay = Signal()
+        c2_epoch = Signal()
+        c2_word = Signal(config.word_address_bits)
+        c2_detail = Signal(detail_layout(config))
+        c2_code = Signal(code.width)
+        c2_looks = Signal()
+        c2_stores = Signal()
+        c2_maintains = Signal()
+        c2_refuses = Signal()
+        kind = c1_detail.kind
+        looks = (kind == ProbeKind.CHECK) | (kind == ProbeKind.LOAD) | (kind == ProbeKind.STORE)
+        c2_reads = (c2_detail.kind == ProbeKind.CHECK) | (c2_detail.kind == ProbeKind.LOAD)
+        m.d.sync += [
+            c2_valid.eq(c1_valid),
+            c2_replay.eq(c1_replay),
+            c2_epoch.eq(c1_epoch),
+            c2_word.eq(c1_word),
+            c2_detail.eq(c1_detail),
+            c2_code.eq(code.encode(Cat(c1_word[tag_at:], 1))),
+            c2_looks.eq(c1_valid & looks),
+            c2_stores.eq(c1_valid & (kind == ProbeKind.STORE)),
+            c2_maintains.eq(c1_valid & ~looks & (kind != ProbeKind.NONE)),
+        ]
+        c3_word = Signal(config.word_address_bits)
+        c4_word = Signal(config.word_address_bits)
+        near: list[Value] = []
+        for distance, before in enumerate((c2_word, c3_word, c4_word), 1):
+            pieces = _groups(c1_word[line_at:], before[line_at:])
+            equal = Signal(len(pieces), name=f"c2_near_{distance}")
+            near.append(equal)
+            m.d.sync += equal.eq(Cat(pieces))
+        # Of each group of eight bits: is none different; is at most one pair; is in no pair both?
+        ways_none, ways_few, ways_single = [], [], []
         for way in range(config.ways):
-            entry = array.directory[way]
-            m.d.comb += [
-                valid_ways[way].eq(entry.valid),
-                hit_ways[way].eq(entry.valid & (entry.tag == s1_tag)),
-            ]
-        maintenance = ~(
-            (s1.kind == ProbeKind.CHECK)
-            | (s1.kind == ProbeKind.LOAD)
-            | (s1.kind == ProbeKind.STORE)
-        )
-        maintain_all = (s1.kind == ProbeKind.CLEAN_ALL) | (
-            s1.kind == ProbeKind.CLEAN_INVALIDATE_ALL
-        )
-        invalidate = (s1.kind == ProbeKind.CLEAN_INVALIDATE) | (
-            s1.kind == ProbeKind.CLEAN_INVALIDATE_ALL
-        )
-
-        # The way that a miss replaces: the lowest free one, else the tree's choice.
-        victim_way = Signal(config.way_bits)
-        m.d.comb += victim_way.eq(_tree_victim(array.replacement, config.way_bits))
-        for way in reversed(range(config.ways)):
-            with m.If(~valid_ways[way]):
-                m.d.comb += victim_way.eq(way)
-        fill_way = Signal(config.way_bits)
-
-        # Stage 2: the tags of the probe in `s2` are at the array's output.
-        s2 = PayloadRegister(probe_layout(config), name="s2")
-        s2_valid = Signal()
-        s2_abort = Signal()
-        s2_room = Signal()
-        m.d.comb += [
-            s2_room.eq(~s2_valid | self.tag_word.ready),
-            self.tag_word.valid.eq(s2_valid),
-            self.tag_word.payload.secret_word.eq(array.tags),
-            self.tag_word.payload.abort.eq(s2_abort),
-            *s2.drive(self.tag_word.payload.probe),
-            s1_leaves.eq(s1_complete & s2_room),
-        ]
-        with m.If(s2_room):
-            m.d.sync += [s2_valid.eq(s1_complete), s2_abort.eq(s1_abort), *s2.load(s1)]
-
-        # Between the two: tags are read or written, and the state of the set is updated.
-        looked_up = s1_leaves & ~s1_done
-        m.d.comb += [
-            array.directory_set.eq(s1_set),
-            array.state_set.eq(s1_set),
-            array.tags_way.eq(hit_way),
-            array.tags_set.eq(s1_set),
-            array.tags_word.eq(s1_word),
-            array.tags_value.eq(s1.secret_tags),
-            array.replacement_value.eq(_tree_touched(array.replacement, hit_way, config.way_bits)),
-            array.replacement_write.eq(looked_up),
-        ]
-        with m.If(looked_up):
-            with m.If(s1.kind == ProbeKind.STORE):
-                m.d.comb += [
-                    array.tags_write.eq(s1.mask),
-                    array.dirty_write.eq(hit_ways),
-                    array.dirty_value.eq(1),
+            difference = array.entries[way] ^ c2_code
+            none, few, single = [], [], []
+            for at in range(0, code.width, 8):
+                pairs = [
+                    difference[n : min(n + 2, at + 8)]
+                    for n in range(at, min(at + 8, code.width), 2)
                 ]
-            with m.Else():
-                m.d.comb += array.tags_read.eq(1)
+                differs = [pair.any() for pair in pairs]
+                none.append(~Cat(differs).any())
+                few.append(_at_most_one(differs))
+                single.append(~Cat(pair.all() for pair in pairs if len(pair) == 2).any())
+            for name, flags, register in (
+                ("none", none, ways_none),
+                ("few", few, ways_few),
+                ("single", single, ways_single),
+            ):
+                signal = Signal(len(flags), name=f"c3_{name}_{way}")
+                m.d.sync += signal.eq(Cat(flags))
+                register.append(signal)
+        m.d.comb += stores.read_slot.eq(c2_detail.store)
 
-        # A probe enters stage 1 when that is free. While it stays there its set is read in every
-        # cycle, so that the directory's answer is never older than one cycle.
-        accept = Signal()  # lookups are going on
-        m.d.comb += self.probe.ready.eq(accept & (~s1_valid | s1_leaves))
-        with m.If(self.probe.valid & self.probe.ready):
-            m.d.comb += array.directory_set.eq(
-                self.probe.payload.word[config.word_index_bits :][: config.set_bits]
+        # c3: the decision.
+        c3_valid = Signal()
+        c3_replay = Signal()
+        c3_epoch = Signal()
+        c3_detail = Signal(detail_layout(config))
+        c3_looks = Signal()
+        c3_stores = Signal()
+        c3_maintains = Signal()
+        c3_refuses = Signal()  # tags are not given, whatever the directory says
+        c3_near = Signal(NEIGHBOURS)
+        secret_c3_tags = Signal(config.word_bits)
+        m.d.comb += c2_refuses.eq(c2_valid & c2_reads & miss.storage_error)
+        m.d.sync += [
+            c3_valid.eq(c2_valid),
+            c3_replay.eq(c2_replay),
+            c3_epoch.eq(c2_epoch),
+            c3_word.eq(c2_word),
+            c3_detail.eq(c2_detail),
+            c3_looks.eq(c2_looks & ~c2_refuses),
+            c3_stores.eq(c2_stores),
+            c3_maintains.eq(c2_maintains),
+            c3_refuses.eq(c2_refuses),
+            c3_near.eq(Cat(equal.all() for equal in near)),
+            secret_c3_tags.eq(stores.secret_tags),
+        ]
+        hits = Signal(config.ways)
+        for way in range(config.ways):
+            m.d.comb += hits[way].eq(
+                ways_few[way].all()
+                & ways_single[way].all()
+                & _at_most_one([~flag for flag in ways_none[way]])
             )
-            m.d.sync += s1_register.load(self.probe.payload)
-        with m.If(accept & (~s1_valid | s1_leaves)):
-            m.d.sync += [s1_valid.eq(self.probe.valid), s1_done.eq(0), s1_abort.eq(0)]
-
-        # A walk visits lines for maintenance: one, or all. The sweep after reset uses its counter.
-        walk_set = Signal(config.set_bits)
-        walk_way = Signal(config.way_bits)
-        walking = Signal()
-        walk_entry = array.directory[walk_way]
-        walk_dirty = array.dirty.bit_select(walk_way, 1) & walk_entry.valid
-        last_set = walk_set == config.sets - 1
-        with m.If(walking):
-            m.d.comb += [array.directory_set.eq(walk_set), array.state_set.eq(walk_set)]
-
-        # The miss unit works on the row of the line that is filled or written back.
-        request = miss_unit.request.payload
+        c4_waits = Signal()
+        c5_waits = Signal()
+        c6_waits = Signal()
+        closed = Signal()  # someone waits without an MSHR, so all do
+        dying = Signal(config.mshrs)
+        maintained = Signal()
+        matches = Signal(config.mshrs)
+        live = Signal()
+        must_wait = Signal()
+        found = Signal()  # if it hits, it goes
+        goes = Signal()
         m.d.comb += [
-            request.line.eq(s1_line),
-            request.victim_line.eq(
-                Mux(
-                    walking,
-                    Cat(walk_set, walk_entry.tag),
-                    Cat(s1_set, array.directory[victim_way].tag),
+            matches.eq(miss.match & miss.valid & ~dying),
+            live.eq(c3_epoch == waiting.now),
+            must_wait.eq(
+                closed | matches.any() | (c3_near & Cat(c4_waits, c5_waits, c6_waits)).any()
+            ),
+            found.eq(c3_looks & Mux(c3_replay, live & ~(matches & ~miss.filled).any(), ~must_wait)),
+            goes.eq(
+                (found & hits.any())
+                | (c3_valid & ~c3_replay & ~c3_looks & ~c3_maintains)
+                | (
+                    c3_replay
+                    & live
+                    & (
+                        c3_refuses
+                        | (c3_looks & (matches & miss.refused).any())
+                        | (c3_maintains & maintained)
+                    )
                 )
             ),
-            request.victim_dirty.eq(
-                valid_ways.bit_select(victim_way, 1) & array.dirty.bit_select(victim_way, 1)
-            ),
-            miss_unit.tags.eq(array.tags),
-            array.directory_write_set.eq(Mux(walking, walk_set, s1_set)),
         ]
-        serving = Signal()  # the miss unit has the array
-        with m.If(serving):
+        m.d.comb += self.looked_up.eq(c3_valid & ~c3_replay & (c3_looks | c3_refuses))
+
+        # What is written into the data array: a tag store, a word of a line, or a scrubbed word.
+        m.d.comb += miss.fill.ready.eq(~c3_stores & ~keeper.rewrite)
+        write_index = Signal(config.index_bits)
+        write_lanes = Signal(config.word_granules)
+        writes = Signal()
+        secret_write_tags = Signal(config.word_bits)
+        hit_way = Signal(config.way_bits)
+        hit_index = Cat(c3_word[:tag_at], hit_way)
+        m.d.comb += hit_way.eq(_encode(hits))
+        c4_index = Signal(config.index_bits)
+        m.d.sync += [
+            c4_index.eq(Mux(keeper.owns, keeper.index, hit_index)),
+            write_lanes.eq(Mux(c3_stores, c3_detail.mask, ~0)),
+            writes.eq((found & c3_stores & hits.any()) | (miss.fill.valid & miss.fill.ready)),
+            write_index.eq(Mux(c3_stores, hit_index, miss.fill.payload.index)),
+            secret_write_tags.eq(Mux(c3_stores, secret_c3_tags, miss.fill.payload.secret_tags)),
+        ]
+        secret_rewrites = Signal()
+        m.d.sync += secret_rewrites.eq(keeper.rewrite & ~self.secret_damaged)
+        with m.If(keeper.rewrite):
+            m.d.sync += [write_index.eq(keeper.index), secret_write_tags.eq(self.secret_corrected)]
+
+        # c4: the data array works; and what the decision means for lists and state.
+        c4_valid = Signal()  # it goes on
+        c4_detail = Signal(detail_layout(config))
+        c4_replay = Signal()
+        c4_pops = Signal()
+        c4_fails = Signal()
+        c4_maintains = Signal()
+        c4_missed = Signal()  # it needs an MSHR
+        c4_matches = Signal(config.mshrs)
+        c4_near = Signal(NEIGHBOURS)
+        c4_hits = Signal(config.ways)
+        c4_used = Signal()
+        c4_stores = Signal()
+        c4_refusal = Signal(Refusal)
+        c4_any = Signal()
+        refusal = Signal(Refusal)
+        with m.If(c3_refuses):
+            m.d.comb += refusal.eq(Refusal.ABORT)
+        with m.Elif(c3_maintains & miss.storage_error):
+            m.d.comb += refusal.eq(Refusal.ABORT)
+        with m.Elif(c3_replay & c3_looks):
+            for number in range(config.mshrs):
+                with m.If(matches[number] & miss.refused[number]):
+                    m.d.comb += refusal.eq(miss.refusals[number])
+        m.d.sync += [
+            c4_any.eq(c3_valid),
+            c4_valid.eq(goes),
+            c4_detail.eq(c3_detail),
+            c4_replay.eq(c3_replay),
+            c4_word.eq(c3_word),
+            c4_waits.eq(c3_valid & ~c3_replay & ~goes),
+            c4_pops.eq(c3_replay & goes),
+            c4_fails.eq(c3_replay & live & ~goes),
+            c4_maintains.eq(c3_maintains),
+            c4_missed.eq(
+                c3_looks & ~hits.any() & Mux(c3_replay, live & ~matches.any(), ~must_wait)
+            ),
+            c4_matches.eq(matches),
+            c4_near.eq(c3_near & Cat(c4_waits, c5_waits, c6_waits)),
+            c4_hits.eq(hits),
+            c4_used.eq(found & hits.any()),
+            c4_stores.eq(c3_stores),
+            c4_refusal.eq(refusal),
+        ]
+        m.d.comb += [
+            array.index.eq(c4_index),
+            array.write_lanes.eq(
+                write_lanes & (writes | secret_rewrites).replicate(config.word_granules)
+            ),
+            array.write_index.eq(write_index),
+            array.secret_write_codes.eq(
+                Cat(
+                    granule_code(secret_write_tags.word_select(number, config.tag_bits))
+                    for number in range(config.word_granules)
+                )
+            ),
+        ]
+
+        # Replacement and dirty bits: read and written in one cycle.
+        state_layout = data.StructLayout({"tree": config.ways - 1, "dirty": config.ways})
+        m.submodules.state = state = memory.Memory(shape=state_layout, depth=config.sets, init=[])
+        state_read = state.read_port(domain="comb")
+        state_write = state.write_port()
+        tree, dirty = state_read.data.tree, state_read.data.dirty
+        used_ways = Mux(keeper.owns, keeper.enter, c4_hits)
+        m.d.comb += [
+            state_read.addr.eq(Mux(keeper.owns, keeper.set, c4_word[line_at:tag_at])),
+            state_write.addr.eq(state_read.addr),
+            state_write.en.eq(c4_used | keeper.enter.any()),
+            state_write.data.tree.eq(tree),
+            keeper.dirty.eq(dirty),
+            keeper.tree_victim.eq(_tree_victim(tree, config.way_bits)),
+        ]
+        with m.If(keeper.sweep):
+            m.d.comb += state_write.data.tree.eq(0)
+        with m.Elif(~keeper.owns | keeper.touch):
+            m.d.comb += state_write.data.tree.eq(_tree_touched(tree, used_ways))
+        with m.If(keeper.owns):
+            m.d.comb += state_write.data.dirty.eq(
+                dirty & ~(keeper.enter & ~keeper.keep_dirty.replicate(config.ways))
+            )
+        with m.Else():
+            m.d.comb += state_write.data.dirty.eq(
+                dirty | (c4_hits & c4_stores.replicate(config.ways))
+            )
+
+        # Who waits, and for which MSHR. A probe waits for that of its line; one behind it whose
+        # line is the same, and that came too soon to see the MSHR, waits for the same.
+        allocates = Signal()
+        alone = Signal()  # it waits, and no MSHR is its own
+        waits_for = Signal(config.mshrs)
+        c5_waits_for = Signal(config.mshrs)
+        c6_waits_for = Signal(config.mshrs)
+        c7_waits_for = Signal(config.mshrs)
+        new_mshr = 1 << miss.next
+        m.d.comb += [
+            waiting.push.eq(c4_waits),
+            waiting.push_word.eq(c4_word),
+            waiting.push_detail.eq(c4_detail),
+            waiting.pop.eq(c4_pops),
+            waiting.fail.eq(c4_fails),
+            allocates.eq(c4_missed & (c4_replay | ~closed) & miss.available),
+            alone.eq(c4_waits & (c4_maintains | (c4_missed & ~miss.available))),
+            miss.allocate.eq(allocates),
+            miss.allocate_line.eq(c4_word[line_at:]),
+        ]
+        with m.If(c4_matches.any()):
+            m.d.comb += waits_for.eq(c4_matches)
+        with m.Elif(c4_near[0]):
+            m.d.comb += waits_for.eq(c5_waits_for)
+        with m.Elif(c4_near[1]):
+            m.d.comb += waits_for.eq(c6_waits_for)
+        with m.Elif(c4_near[2]):
+            m.d.comb += waits_for.eq(c7_waits_for)
+        with m.Elif(allocates):
+            m.d.comb += waits_for.eq(new_mshr)
+        m.d.sync += [
+            c5_waits.eq(c4_waits),
+            c6_waits.eq(c5_waits),
+            c5_waits_for.eq(waits_for),
+            c6_waits_for.eq(c5_waits_for),
+            c7_waits_for.eq(c6_waits_for),
+        ]
+        with m.If(alone):
+            m.d.sync += closed.eq(1)
+        with m.Elif(waiting.empty & ~c4_waits):
+            m.d.sync += closed.eq(0)
+
+        # An MSHR lives until the last probe that waits for it has left the list. One that waits
+        # for it anew, in the cycle in which it should go, keeps it alive.
+        c4_place = Signal(config.waiting_bits)
+        c3_place = Signal(config.waiting_bits)
+        c2_place = Signal(config.waiting_bits)
+        m.d.sync += [c2_place.eq(c1_place), c3_place.eq(c2_place), c4_place.eq(c3_place)]
+        renewed = Signal(config.mshrs)
+        free = Signal(config.mshrs)
+        for number in range(config.mshrs):
+            last = Signal(config.waiting_bits, name=f"last_{number}")
             m.d.comb += [
-                array.tags_way.eq(Mux(walking, walk_way, fill_way)),
-                array.tags_set.eq(Mux(walking, walk_set, s1_set)),
-                array.tags_word.eq(miss_unit.word),
-                array.tags_read.eq(miss_unit.tags_read),
-                array.tags_write.eq(miss_unit.tags_write.replicate(config.word_granules)),
-                array.tags_value.eq(miss_unit.tags_value),
+                renewed[number].eq(waits_for[number] & c4_waits & ~closed),
+                free[number].eq(dying[number] & ~renewed[number]),
             ]
+            with m.If(renewed[number]):
+                m.d.sync += last.eq(waiting.tail)
+            with m.Elif(allocates & c4_replay & new_mshr[number]):
+                m.d.sync += last.eq(c4_place)
+            m.d.sync += dying[number].eq(
+                c4_pops & miss.filled[number] & miss.valid[number] & (last == c4_place)
+            )
+        m.d.comb += miss.free.eq(free)
+        m.d.comb += [
+            waiting.wake.eq(
+                miss.arrived
+                | free.any()
+                | (renewed & miss.filled).any()
+                | alone
+                | (c4_waits & closed & waiting.empty)
+                | maintained
+            ),
+            waiting.hold.eq(keeper.close | ~self.room | self.again),
+            self.waiting_valid.eq(~waiting.empty),
+            self.waiting.eq(waiting.head_ticket),
+        ]
 
-        with m.FSM(init="SWEEP") as fsm:
-            with m.State("SWEEP"):
-                m.d.comb += [
-                    walking.eq(1),
-                    array.directory_write.eq(all_ways),
-                    array.dirty_write.eq(all_ways),
-                    array.replacement_write.eq(1),
-                    array.replacement_value.eq(0),
-                ]
-                m.d.sync += walk_set.eq(walk_set + 1)
-                with m.If(last_set & self.storage_zeroed):
-                    m.next = "LOOKUP"
-                with m.Elif(last_set):
-                    m.next = "INITIALISE"
+        # Tag stores on the list keep their place in the store buffer.
+        m.d.comb += [
+            self.store_ready.eq(stores.ready),
+            self.store_slot.eq(stores.slot),
+            stores.write.eq(self.store),
+            stores.secret_write_tags.eq(self.secret_store_tags),
+            stores.waits.eq(c4_waits & c4_stores),
+            stores.waits_slot.eq(c4_detail.store),
+            stores.leaves.eq(c4_pops & c4_stores),
+            stores.leaves_slot.eq(c4_detail.store),
+        ]
 
-            with m.State("INITIALISE"):
-                m.d.comb += [
-                    request.kind.eq(MissKind.INITIALISE),
-                    miss_unit.request.valid.eq(1),
-                ]
-                with m.If(miss_unit.request.ready):
-                    m.next = "INITIALISING"
+        # Maintenance at the head of the list is the keeper's.
+        maintain = Signal()
+        maintain_kind = Signal(ProbeKind)
+        maintain_line = Signal(config.line_address_bits)
+        with m.If(c4_fails & c4_maintains & ~maintained):
+            m.d.sync += [
+                maintain.eq(1),
+                maintain_kind.eq(c4_detail.kind),
+                maintain_line.eq(c4_word[line_at:]),
+            ]
+        with m.If(keeper.maintained):
+            m.d.sync += [maintain.eq(0), maintained.eq(1)]
+        with m.Elif(c4_pops & c4_maintains):
+            m.d.sync += maintained.eq(0)
 
-            with m.State("INITIALISING"):
-                with m.If(miss_unit.done):
-                    m.next = "LOOKUP"
+        # c5, c6: on the way to the check.
+        c5_valid = Signal()
+        c6_valid = Signal()
+        c5_detail = Signal(detail_layout(config))
+        c6_detail = Signal(detail_layout(config))
+        c5_refusal = Signal(Refusal)
+        c6_refusal = Signal(Refusal)
+        m.d.sync += [
+            c5_valid.eq(c4_valid),
+            c6_valid.eq(c5_valid),
+            c5_detail.eq(c4_detail),
+            c6_detail.eq(c5_detail),
+            c5_refusal.eq(c4_refusal),
+            c6_refusal.eq(c5_refusal),
+        ]
+        m.d.comb += [
+            self.check_valid.eq(c6_valid),
+            self.check_detail.eq(c6_detail),
+            self.check_refusal.eq(c6_refusal),
+            self.secret_codes.eq(array.secret_codes),
+        ]
 
-            with m.State("LOOKUP"):
-                m.d.comb += accept.eq(1)
-                m.d.sync += [walk_set.eq(0), walk_way.eq(0)]
-                with m.If(s1_valid & s1_done):
-                    m.d.comb += s1_complete.eq(1)
-                with m.Elif(s1_valid & maintenance & ~miss_unit.idle):
-                    pass  # what was evicted before must be in storage too
-                with m.Elif(s1_valid & maintenance):
-                    with m.If(maintain_all):
-                        m.next = "WALK"
-                    with m.Elif(hit_ways.any()):
-                        m.d.sync += [walk_set.eq(s1_set), walk_way.eq(hit_way)]
-                        m.next = "WALK"
-                    with m.Else():
-                        m.d.sync += [s1_done.eq(1), s1_abort.eq(self.storage_error)]
-                with m.Elif(s1_valid & self.storage_error & (s1.kind != ProbeKind.STORE)):
-                    m.d.sync += [s1_done.eq(1), s1_abort.eq(1)]
-                with m.Elif(s1_valid & hit_ways.any()):
-                    m.d.comb += s1_complete.eq(1)
-                with m.Elif(s1_valid):
-                    m.next = "MISS"
+        # The keeper's side of the arrays and of the miss unit.
+        quiet = Signal()
+        m.d.comb += [
+            quiet.eq(
+                ~(
+                    self.word_valid
+                    | self.again
+                    | waiting.word_valid
+                    | c1_valid
+                    | c2_valid
+                    | c3_valid
+                    | c4_any
+                )
+            ),
+            keeper.quiet.eq(quiet),
+            keeper.calm.eq(quiet & ~waiting.replay),
+            keeper.entries.eq(array.entries),
+            array.directory_write.eq(keeper.enter),
+            array.directory_write_set.eq(keeper.set),
+            array.directory_value.eq(keeper.entry),
+            keeper.maintain.eq(maintain),
+            keeper.maintain_kind.eq(maintain_kind),
+            keeper.maintain_line.eq(maintain_line),
+            keeper.storage_bytes.eq(self.storage_bytes),
+            keeper.storage_zeroed.eq(self.storage_zeroed),
+            miss.storage_base.eq(self.storage_base),
+            miss.secret_evict_tags.eq(self.secret_corrected),
+        ]
+        for name in ("unsettled", "unsettled_line", "urgent", "busy_ways", "evict_ready"):
+            m.d.comb += getattr(keeper, name).eq(getattr(miss, name))
+        for name in ("broken", "broken_line", "broken_way", "writes_idle"):
+            m.d.comb += getattr(keeper, name).eq(getattr(miss, name))
+        for name in ("settle", "settle_way", "settle_poisoned", "mended", "evict_start"):
+            m.d.comb += getattr(miss, name).eq(getattr(keeper, name))
+        for name in ("evict_line", "evict_zero", "evict_write", "evict_word", "evict_done"):
+            m.d.comb += getattr(miss, name).eq(getattr(keeper, name))
+        if config.injection:
+            wiring.connect(m, wiring.flipped(self.flips), keeper.flips)
+            flipping = Signal()
+            m.d.sync += flipping.eq(keeper.flipping)
+            with m.If(flipping & secret_rewrites):
+                m.d.comb += array.flip_lanes.eq(self.flips.payload.lanes)
+            with m.If(keeper.flipping):
+                m.d.comb += array.flip_directory.eq(self.flips.payload.entry)
 
-            with m.State("MISS"):
-                # The array's output belongs to stage 2 until that is empty. The victim's entry
-                # goes first: if the refill fails, nothing is left of either line.
-                m.d.comb += miss_unit.request.valid.eq(~s2_valid)
-                m.d.sync += fill_way.eq(victim_way)
-                with m.If(~s2_valid & miss_unit.request.ready):
-                    m.d.comb += array.directory_write.eq(1 << victim_way)
-                    m.next = "REFILL"
-
-            with m.State("REFILL"):
-                m.d.comb += serving.eq(1)
-                with m.If(miss_unit.done):
-                    with m.If(miss_unit.failed):
-                        m.d.sync += [s1_done.eq(1), s1_abort.eq(1)]
-                    with m.Else():
-                        m.d.comb += [
-                            array.directory_write.eq(1 << fill_way),
-                            array.directory_write_entry.tag.eq(s1_tag),
-                            array.directory_write_entry.valid.eq(1),
-                            array.dirty_write.eq(1 << fill_way),
-                        ]
-                    m.next = "REREAD"
-
-            with m.State("REREAD"):
-                # The directory answers with what was written in the last cycle.
-                m.next = "LOOKUP"
-
-            with m.State("WALK"):
-                m.d.comb += walking.eq(1)
-                m.next = "VISIT"
-
-            with m.State("VISIT"):
-                m.d.comb += [walking.eq(1), request.kind.eq(MissKind.CLEAN)]
-                with m.If(walk_dirty):
-                    m.d.comb += miss_unit.request.valid.eq(~s2_valid)
-                    with m.If(~s2_valid & miss_unit.request.ready):
-                        m.next = "CLEAN"
-                with m.Elif(maintain_all & (walk_way != config.ways - 1)):
-                    m.d.sync += walk_way.eq(walk_way + 1)
-                with m.Else():
-                    with m.If(invalidate):
-                        m.d.comb += array.directory_write.eq(
-                            Mux(maintain_all, all_ways, 1 << walk_way)
-                        )
-                    m.d.sync += [walk_way.eq(0), walk_set.eq(walk_set + 1)]
-                    with m.If(maintain_all & ~last_set):
-                        m.next = "WALK"
-                    with m.Else():
-                        m.d.sync += [s1_done.eq(1), s1_abort.eq(self.storage_error)]
-                        m.next = "REREAD"
-
-            with m.State("CLEAN"):
-                m.d.comb += [walking.eq(1), serving.eq(1)]
-                with m.If(miss_unit.done):
-                    m.d.comb += array.dirty_write.eq(1 << walk_way)
-                    m.next = "VISIT"
+        # Reports of errors are secret: a cell that is stuck shows only under one value.
+        with m.If(keeper.evict_write & self.secret_damaged):
+            m.d.sync += self.secret_lost.eq(1)
+        with m.If((keeper.evict_write | keeper.scrubbed) & self.secret_errors):
+            with m.If(~self.secret_corrections.all()):
+                m.d.sync += self.secret_corrections.eq(self.secret_corrections + 1)
 
         m.d.comb += [
-            self.ready.eq(
-                ~fsm.ongoing("SWEEP") & ~fsm.ongoing("INITIALISE") & ~fsm.ongoing("INITIALISING")
-            ),
-            self.busy.eq(~fsm.ongoing("LOOKUP")),
-            self.idle.eq(fsm.ongoing("LOOKUP") & ~s1_valid & ~s2_valid & miss_unit.idle),
+            # What follows on a closed list would have to wait there: rather at the door.
+            self.pause.eq(keeper.close | waiting.replay | ~waiting.room | closed),
+            self.storage_error.eq(miss.storage_error),
+            self.ready.eq(keeper.ready),
+            self.busy.eq(~keeper.ready | ~miss.idle | keeper.close),
+            self.idle.eq(quiet & ~c5_valid & ~c6_valid & waiting.empty & keeper.idle & miss.idle),
         ]
 
         # A line is in one way at most.
         m.d.sync += Assert(
-            ~(s1_valid & fsm.ongoing("LOOKUP")) | ((hit_ways & (hit_ways - 1)) == 0),
+            ~c3_looks | ((hits & (hits - 1)) == 0),
             "a line is in two ways",
         )
         return m
+
+
+def _at_most_one(flags: list[Value]) -> Value:
+    """Is at most one of the flags set? A function of four takes one LUT."""
+    if len(flags) <= 1:
+        return ~Cat(flags[:0]).any()
+    pairs = [a & b for number, a in enumerate(flags) for b in flags[number + 1 :]]
+    return ~Cat(pairs).any()

@@ -1,149 +1,147 @@
 """The synchronous tag check: every granule at once."""
 
 from amaranth.hdl import Cat, Module, Mux, Signal
-from amaranth.lib import stream, wiring
+from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
+from .codes import corrected_granule, granule_code, granule_syndrome
 from .config import TagConfig
-from .layouts import (
-    Outcome,
-    ProbeKind,
-    finding_layout,
-    probe_layout,
-    result_layout,
-    tag_word_layout,
-)
-from .stream_util import PayloadRegister
+from .layouts import Outcome, ProbeKind, Refusal, detail_layout, result_layout
 
 __all__ = ["TagCheck"]
 
 
 class TagCheck(wiring.Component):
-    """Compares the granules of each tag word with the pointer's tag, and sums an access up.
+    """Compares the granules of a tag word with the pointer's tag, in two cycles.
 
-    All 16 granules are compared in the same cycle, and every word of an access is waited for,
-    whatever the ones before it showed: what is found changes the result and never the time. The
-    result is offered two cycles after the transfer of the access's last word at the earliest;
-    words are sustained at one per cycle.
-
-    The lowest failing address decides. A word that could not be had fails at its first touched
-    granule, and an abort also stands against an asynchronous mismatch below it, since that does
-    not stop the access.
-
-    Members
-    -------
-    i : ``In(stream.Signature(tag_word_layout(config)))``
-        Tag words; those of one access follow one another.
-    o : ``Out(stream.Signature(result_layout(config)))``
-        One result per access, in order.
+    All 16 granules are compared at once, and whatever is found changes the result and never the
+    time. A code within distance 1 of that of the key matches, so a flipped bit costs nothing; one
+    that is 2 away from every code word is *damaged*, and no access to its granule passes.
     """
-
-    i: stream.Interface
-    o: stream.Interface
 
     def __init__(self, config: TagConfig) -> None:
         self.config = config
         super().__init__(
             {
-                "i": In(stream.Signature(tag_word_layout(config))),
-                "o": Out(stream.Signature(result_layout(config))),
+                "valid": In(1),
+                "detail": In(detail_layout(config)),
+                "refusal": In(Refusal),
+                "secret_codes": In(8 * config.word_granules),
+                "secret_lost": In(1),
+                "result_valid": Out(1),
+                "result": Out(result_layout(config)),
+                "secret_corrected": Out(config.word_bits),
+                "secret_damaged": Out(1),
+                "secret_errors": Out(1),
             }
         )
 
     def elaborate(self, platform) -> Module:
         m = Module()
         config = self.config
-
-        # Stage 1: the masked tags, and which of them differ from the key.
-        s1_register = PayloadRegister(probe_layout(config), name="s1")
-        s1 = Signal(probe_layout(config))
+        key = granule_code(self.detail.key)
         s1_valid = Signal()
-        s1_abort = Signal()
-        s1_room = Signal()
-        secret_tags = Signal(config.word_bits)
-        secret_mismatches = Signal(config.word_granules)
-        probe = self.i.payload.probe
-        m.d.comb += [self.i.ready.eq(s1_room), *s1_register.drive(s1)]
-        with m.If(s1_room):
+        s1 = Signal(detail_layout(config))
+        s1_refusal = Signal(Refusal)
+        secret_far = Signal(16)
+        secret_damage = Signal(16)
+        secret_odd = Signal(16)
+        m.d.sync += [s1_valid.eq(self.valid), s1.eq(self.detail), s1_refusal.eq(self.refusal)]
+        for n in range(16):
+            code = self.secret_codes.word_select(n, 8)
+            diff = code ^ key
+            bits = [diff[i] for i in range(8)]
+            two = Cat(a & b for i, a in enumerate(bits) for b in bits[i + 1 :]).any()
+            syndrome = granule_syndrome(code)
             m.d.sync += [
-                s1_valid.eq(self.i.valid),
-                s1_abort.eq(self.i.payload.abort),
-                *s1_register.load(probe),
+                secret_far[n].eq(two),
+                secret_damage[n].eq(syndrome.any() & ~syndrome.xor()),
+                secret_odd[n].eq(syndrome.xor()),
+                self.secret_corrected.word_select(n, 4).eq(corrected_granule(code)),
             ]
-            for number in range(config.word_granules):
-                tag = self.i.payload.secret_word.word_select(number, config.tag_bits)
-                masked = probe.mask[number]
-                m.d.sync += [
-                    secret_tags.word_select(number, config.tag_bits).eq(
-                        tag & masked.replicate(config.tag_bits)
-                    ),
-                    secret_mismatches[number].eq(masked & (tag != probe.address[56:60])),
-                ]
-
-        # Stage 2: the finding of this word, and of the words of the access up to it.
-        secret_earlier = Signal(finding_layout())
-        earlier = Signal(finding_layout())
-        here = Signal(finding_layout())
-        found = Signal(finding_layout())
-        index = Signal(range(config.word_granules))
-        with m.If(~s1.first):
-            m.d.comb += earlier.eq(secret_earlier)
-        for number in reversed(range(config.word_granules)):
-            with m.If(secret_mismatches[number]):
-                m.d.comb += index.eq(number)
-
-        m.d.comb += here.far.eq(s1.address)
-        with m.If(s1_abort):
-            m.d.comb += [
-                here.outcome.eq(Outcome.EXTERNAL_ABORT),
-                here.wnr.eq(s1.kind == ProbeKind.STORE),
-            ]
-        with m.Elif((s1.kind == ProbeKind.CHECK) & secret_mismatches.any()):
-            m.d.comb += [
-                here.outcome.eq(Mux(s1.asynchronous, Outcome.ASYNC, Outcome.TAG_CHECK_FAULT)),
-                here.wnr.eq(s1.write),
-            ]
-            with m.If(index != s1.address[4:8]):
-                m.d.comb += [here.far[4:8].eq(index), here.far[:4].eq(0)]
-        with m.Elif((s1.kind == ProbeKind.LOAD) & s1.single):
-            m.d.comb += here.tags.eq(
-                Cat(
-                    Cat(
-                        secret_tags[number * config.tag_bits + bit]
-                        for number in range(config.word_granules)
-                    ).any()
-                    for bit in range(config.tag_bits)
-                )
-            )
-        with m.Elif(s1.kind == ProbeKind.LOAD):
-            m.d.comb += here.tags.eq(secret_tags)
-
-        m.d.comb += found.eq(here)
-        with m.If(
-            (earlier.outcome != Outcome.PASS) & ~((earlier.outcome == Outcome.ASYNC) & s1_abort)
-        ):
-            m.d.comb += found.eq(earlier)
-
-        # The result: addresses of faults only.
-        result_valid = Signal()
-        result_room = Signal()
-        result = PayloadRegister(result_layout(config), name="result")
-        entering = Signal(result_layout(config))
         m.d.comb += [
-            result_room.eq(~result_valid | self.o.ready),
-            s1_room.eq(~s1_valid | ~s1.last | result_room),
-            entering.ticket.eq(s1.ticket),
-            entering.secret_finding.eq(found),
-            self.o.valid.eq(result_valid),
-            *result.drive(self.o.payload),
+            self.secret_damaged.eq(secret_damage.any()),
+            self.secret_errors.eq(secret_odd.any()),
         ]
-        with m.If((found.outcome == Outcome.PASS) | (found.outcome == Outcome.ASYNC)):
+        lost = Signal()
+        m.d.sync += lost.eq(self.secret_lost)
+        is_check = s1.kind == ProbeKind.CHECK
+        is_load = s1.kind == ProbeKind.LOAD
+        fails = Signal(16)
+        damaged = Signal()
+        index = Signal(4)
+        tags = Signal(64)
+        finding = Signal(result_layout(config)["secret_finding"].shape)
+        exact = ~s1.ticket.second
+        m.d.comb += [
+            fails.eq(secret_far & s1.mask),
+            damaged.eq((secret_damage & s1.mask).any() | lost),
+            tags.eq(
+                Cat(
+                    (self.secret_corrected.word_select(n, 4) | s1.ones.replicate(4))
+                    & s1.mask[n].replicate(4)
+                    for n in range(16)
+                )
+            ),
+        ]
+        for n in reversed(range(16)):
+            with m.If(fails[n]):
+                m.d.comb += index.eq(n)
+        single = Cat(Cat(tags[4 * n + b] for n in range(16)).any() for b in range(4))
+        secret_tags = Signal(64)
+        with m.If(s1.kind == ProbeKind.NONE):
+            m.d.comb += finding.outcome.eq(s1.outcome)
+            with m.If((s1.outcome != Outcome.PASS) & (s1.outcome != Outcome.ASYNC)):
+                m.d.comb += [finding.index.eq(s1.start), finding.exact.eq(exact), finding.wnr.eq(s1.write)]
+            with m.Elif(s1.ones):
+                with m.If(s1.single):
+                    m.d.comb += finding.tag.eq(single)
+                with m.Else():
+                    m.d.comb += secret_tags.eq(tags)
+        with m.Elif(s1_refusal != Refusal.NONE):
             m.d.comb += [
-                entering.secret_finding.far.eq(0),
-                entering.secret_finding.wnr.eq(0),
+                finding.outcome.eq(
+                    Mux(s1_refusal == Refusal.ABORT, Outcome.EXTERNAL_ABORT, Outcome.UNCORRECTABLE)
+                ),
+                finding.index.eq(s1.start),
+                finding.exact.eq(exact),
+                finding.wnr.eq(s1.kind == ProbeKind.STORE),
             ]
-        with m.If(s1_valid & s1_room):
-            m.d.sync += secret_earlier.eq(found)
-        with m.If(result_room):
-            m.d.sync += [result_valid.eq(s1_valid & s1.last), *result.load(entering)]
+        with m.Elif(is_check & (damaged | fails.any())):
+            with m.If(damaged | ~s1.asynchronous):
+                m.d.comb += [
+                    finding.outcome.eq(
+                        Mux(damaged, Outcome.UNCORRECTABLE, Outcome.TAG_CHECK_FAULT)
+                    ),
+                    finding.index.eq(Mux(fails.any(), index, s1.start)),
+                    finding.exact.eq(exact & ((index == s1.start) | ~fails.any())),
+                    finding.wnr.eq(s1.write),
+                ]
+            with m.Else():
+                m.d.comb += finding.outcome.eq(Outcome.ASYNC)
+        with m.Elif(is_load & damaged):
+            m.d.comb += [
+                finding.outcome.eq(Outcome.UNCORRECTABLE),
+                finding.index.eq(s1.start),
+                finding.exact.eq(exact),
+            ]
+        with m.Elif(is_load):
+            with m.If(s1.single):
+                m.d.comb += finding.tag.eq(single)
+            with m.Else():
+                m.d.comb += secret_tags.eq(tags)
+        secret_finding = Signal(finding.shape())
+        secret_result_tags = Signal(64)
+        ticket = Signal(s1.ticket.shape())
+        m.d.sync += [
+            self.result_valid.eq(s1_valid),
+            ticket.eq(s1.ticket),
+            secret_finding.eq(finding),
+            secret_result_tags.eq(secret_tags),
+        ]
+        m.d.comb += [
+            self.result.ticket.eq(ticket),
+            self.result.secret_finding.eq(secret_finding),
+            self.result.secret_tags.eq(secret_result_tags),
+        ]
         return m

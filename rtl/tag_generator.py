@@ -1,7 +1,7 @@
 """Tag choice for IRG, ADDG and SUBG."""
 
 from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
-from amaranth.lib import wiring
+from amaranth.lib import enum, wiring
 from amaranth.lib.wiring import In, Out
 
 from .config import TagConfig
@@ -21,6 +21,21 @@ def _random_offset(seed: Value) -> tuple[Value, Value]:
     return Cat(bits), Cat(low, seed[16:])
 
 
+_LAST_CYCLE = 19
+"""Number of the cycle before the response is offered."""
+
+
+class _Scan(enum.Enum, shape=2):
+    """Which of four tags are meant."""
+
+    NONE = 0
+    ALL = 1
+    BEGIN = 2
+    """Those from the first one of the order on."""
+    END = 3
+    """The others."""
+
+
 class TagGenerator(wiring.Component):
     """Chooses a tag that is not excluded, in constant time.
 
@@ -30,7 +45,7 @@ class TagGenerator(wiring.Component):
     SUBG walk from the pointer's tag by the instruction's offset, both forwards. If all tags are
     excluded, or tag access is disabled (ATA), the tag is 0; the latter leaves RGSR alone.
 
-    The response is offered three cycles after the request; RGSR has the new TAG in the cycle after
+    The response is offered 19 cycles after the request; RGSR has the new TAG in the cycle after
     that. One request at a time: the next one starts from RGSR as this one leaves it.
 
     Members
@@ -55,6 +70,16 @@ class TagGenerator(wiring.Component):
         )
 
     def elaborate(self, platform) -> Module:
+        # The tag is the one of a certain rank among the allowed tags, in the order in which the
+        # walk meets them; with RRND = 1 that is the ascending order. It is found in three parts:
+        #
+        # - The allowed tags are counted, four a cycle: n.
+        # - The rank: the steps of the walk modulo n, bit by bit as by hand; and at the same time
+        #   entropy * n, as a sum of copies of the entropy.
+        # - The allowed tags are counted again, in the order now, until the rank is passed.
+        #
+        # A cycle's number alone says what counts. Most registers take what comes in every cycle,
+        # and are read only in those in which it is of use.
         m = Module()
         request = self.generate.request
         response = self.generate.response
@@ -67,77 +92,160 @@ class TagGenerator(wiring.Component):
             self.generate.rgsr.seed.eq(secret_rgsr_seed),
         ]
 
-        # The allowed tags in the order in which the walk meets them, and the steps that it takes.
-        # The first tag is met without a step if the offset is 0, else the walk leaves it first.
+        # A request is taken while idle; the first cycle after that has number 2.
+        idle = Signal(init=1)
+        offered = Signal()
+        cycle = Signal(5, init=2)
+        m.d.comb += [self.idle.eq(idle), request.ready.eq(idle), response.valid.eq(offered)]
+        m.d.sync += cycle.eq(cycle + 1)
+        with m.If(idle | offered):
+            m.d.sync += cycle.eq(2)
+        with m.If(idle):
+            m.d.sync += idle.eq(~request.valid)
+        with m.Elif(~offered):
+            m.d.sync += offered.eq(cycle == _LAST_CYCLE)
+        with m.Elif(response.ready):
+            m.d.sync += [offered.eq(0), idle.eq(1)]
+
+        # The request. Without access to tags, none is allowed.
         irg = request.payload.op == GenerateOp.IRG
+        able = self.ata.bit_select(~request.payload.el0, 1)
         random_offset, next_seed = _random_offset(secret_rgsr_seed)
-        offset = Signal(4)
-        start = Signal(4)
-        allowed = Signal(16)
-        m.d.comb += [
-            offset.eq(Mux(irg, random_offset, request.payload.tag_offset)),
-            start.eq(Mux(irg, secret_rgsr_tag, request.payload.tag) + (offset != 0)),
-            allowed.eq(~(gcr.exclude | Mux(irg, request.payload.exclude, 0))),
-        ]
-        enabled = Signal()
-        update = Signal()  # the result goes to RGSR.TAG too
+        update = Signal()  # RGSR is, too
         random = Signal()
-        secret_entropy = Signal(32)
-        secret_first = Signal(4)
-        secret_order = Signal(16)
+        secret_allowed = Signal(16, reset_less=True)
+        secret_start = Signal(4, reset_less=True)
+        secret_offset = Signal(4, reset_less=True)
+        secret_entropy = Signal(32, reset_less=True)
+        with m.If(idle):
+            m.d.sync += [
+                random.eq(irg & gcr.rrnd),
+                update.eq(irg & ~gcr.rrnd & able),
+                secret_allowed.eq(~(gcr.exclude | Mux(irg, request.payload.exclude, 0))),
+                secret_start.eq(Mux(irg, secret_rgsr_tag, request.payload.tag)),
+                secret_offset.eq(Mux(irg, random_offset, request.payload.tag_offset)),
+                secret_entropy.eq(request.payload.entropy),
+            ]
+            with m.If(~able):
+                m.d.sync += secret_allowed.eq(0)
+
+        # Where the order begins, and the steps from there. An offset of 0 meets the first tag
+        # without a step; any other leaves it first, and that saves one.
+        secret_first = Signal(4, reset_less=True)
+        secret_steps = Signal(4, reset_less=True)
+        left = secret_offset.any()
+        m.d.sync += [
+            secret_first.eq(secret_start + left),
+            secret_steps.eq(secret_offset - left),
+        ]
+        with m.If(random):
+            m.d.sync += [secret_first.eq(0), secret_steps.eq(0)]
+
+        # Four tags a cycle: those of them that are allowed and meant, and in the next cycle their
+        # number. An order that begins within four tags ends there, too, so it has five parts.
+        scan = Signal(_Scan, init=_Scan.ALL)
+        secret_meant = Signal(4, reset_less=True)
+        secret_part = Signal(2, reset_less=True)
+        with m.Switch(cycle):
+            with m.Case(_LAST_CYCLE + 1, 2, 3, 12, 13, 14):
+                m.d.sync += scan.eq(_Scan.ALL)
+            with m.Case(11):
+                m.d.sync += scan.eq(_Scan.BEGIN)
+            with m.Case(15):
+                m.d.sync += scan.eq(_Scan.END)
+            with m.Default():
+                m.d.sync += scan.eq(_Scan.NONE)
+        from_first = Cat(secret_first[:2] <= tag for tag in range(4))
+        with m.Switch(scan):
+            with m.Case(_Scan.NONE):
+                m.d.sync += secret_meant.eq(0)
+            with m.Case(_Scan.ALL):
+                m.d.sync += secret_meant.eq(0b1111)
+            with m.Case(_Scan.BEGIN):
+                m.d.sync += secret_meant.eq(from_first)
+            with m.Case(_Scan.END):
+                m.d.sync += secret_meant.eq(~from_first)
+        m.d.sync += secret_part.eq(secret_part + 1)
+        with m.If(cycle.matches("01-00")):
+            m.d.sync += secret_part.eq(secret_first[2:])
+
+        secret_four = Signal(4, reset_less=True)
+        secret_four_part = Signal(2, reset_less=True)
+        secret_counted = Signal(4, reset_less=True)
+        secret_counted_part = Signal(2, reset_less=True)
+        secret_count = Signal(range(5), reset_less=True)
+        m.d.sync += [
+            secret_four.eq(secret_allowed.word_select(secret_part, 4) & secret_meant),
+            secret_four_part.eq(secret_part),
+            secret_counted.eq(secret_four),
+            secret_counted_part.eq(secret_four_part),
+            secret_count.eq(sum(secret_four[tag] for tag in range(4))),
+        ]
+
+        # Counts up twice: from 0 to n, and from -1 - rank past -1.
+        secret_sum = Signal(5, reset_less=True)
+        next_sum = Signal(5)
         secret_rank = Signal(4)
-        secret_tag = Signal(4)
-        total = Signal(range(17))
-        m.d.comb += total.eq(sum(secret_order[number] for number in range(16)))
+        m.d.comb += next_sum.eq(secret_sum + secret_count)
+        m.d.sync += secret_sum.eq(next_sum)
+        with m.If(cycle.matches("-1110")):
+            m.d.sync += secret_sum.eq(Cat(~secret_rank, 1))
+        with m.If(cycle < 4):
+            m.d.sync += secret_sum.eq(0)
 
-        with m.FSM():
-            with m.State("IDLE"):
-                m.d.comb += [request.ready.eq(1), self.idle.eq(1)]
-                with m.If(self.generate.rgsr_write):
-                    m.d.sync += [
-                        secret_rgsr_tag.eq(self.generate.rgsr_value.tag),
-                        secret_rgsr_seed.eq(self.generate.rgsr_value.seed),
-                    ]
-                with m.If(request.valid):
-                    able = self.ata.bit_select(~request.payload.el0, 1)
-                    m.d.sync += [
-                        enabled.eq(able),
-                        random.eq(irg & gcr.rrnd),
-                        update.eq(irg & ~gcr.rrnd & able),
-                        secret_entropy.eq(request.payload.entropy),
-                        secret_rank.eq(offset - (offset != 0)),
-                    ]
-                    with m.If(irg & gcr.rrnd):
-                        m.d.sync += [secret_first.eq(0), secret_order.eq(allowed)]
-                    with m.Else():
-                        m.d.sync += [
-                            secret_first.eq(start),
-                            secret_order.eq(Cat(allowed, allowed) >> start),
-                        ]
-                    with m.If(irg & ~gcr.rrnd & able):
-                        m.d.sync += secret_rgsr_seed.eq(next_seed)
-                    m.next = "RANK"
+        # Steps modulo n, by the bits of the steps: what is left over of those above.
+        secret_step = Signal(reset_less=True)
+        secret_rest = Signal(4, reset_less=True)
+        longer = Cat(secret_step, secret_rest[:3])
+        shorter = Signal(6)
+        m.d.comb += shorter.eq(longer - secret_sum)
+        m.d.sync += [
+            secret_step.eq(Cat(secret_steps[-n % 4] for n in range(4)).bit_select(cycle[:2], 1)),
+            secret_rest.eq(Mux(shorter[-1], longer, shorter)),
+        ]
+        with m.If(cycle[1:3] == 0):
+            m.d.sync += secret_rest.eq(0)
 
-            with m.State("RANK"):
-                # The walk meets the same tags again after `total` steps.
-                m.d.sync += secret_rank.eq(
-                    Mux(random, (secret_entropy * total)[32:36], secret_rank % total)
-                )
-                m.next = "SELECT"
+        # Entropy times n: a copy of it for each 1 of n, lowest first.
+        secret_number = Signal(5, reset_less=True)
+        secret_copy = Signal(32, reset_less=True)
+        secret_product = Signal(32, reset_less=True)
+        m.d.sync += [
+            secret_number.eq(Mux(cycle[3:] == 0, next_sum, secret_number >> 1)),
+            secret_copy.eq(Mux(secret_number[0], secret_entropy, 0)),
+            secret_product.eq((secret_product + secret_copy) >> 1),
+        ]
+        with m.If(~random):
+            m.d.sync += secret_number.eq(0)
+        with m.If(cycle[:3] == 0):
+            m.d.sync += secret_product.eq(0)
+        m.d.comb += secret_rank.eq(secret_rest | secret_product[27:31])
 
-            with m.State("SELECT"):
-                m.d.sync += secret_tag.eq(0)
-                before: Value = Const(0)
-                for number in range(16):
-                    with m.If(enabled & secret_order[number] & (secret_rank == before)):
-                        m.d.sync += secret_tag.eq(secret_first + number)
-                    before = before + secret_order[number]
-                m.next = "RESPOND"
+        # The tag: of the four that pass -1, the one with as many before it as are missing to -1.
+        secret_tag = Signal(4, reset_less=True)
+        missing = ~secret_sum[:2]
+        within = Signal(2)
+        before: Value = Const(0, 2)
+        for tag in range(4):
+            with m.If(secret_counted[tag] & (before == missing)):
+                m.d.comb += within.eq(tag)
+            before = (before + secret_counted[tag])[:2]
+        with m.If(idle):
+            m.d.sync += secret_tag.eq(0)
+        with m.Elif(secret_sum[2:].all() & (secret_count > missing)):
+            m.d.sync += secret_tag.eq(Cat(within, secret_counted_part))
+        with m.If(offered):
+            m.d.comb += response.payload.tag.eq(secret_tag)
 
-            with m.State("RESPOND"):
-                m.d.comb += [response.valid.eq(1), response.payload.tag.eq(secret_tag)]
-                with m.If(update):
-                    m.d.sync += secret_rgsr_tag.eq(secret_tag)
-                with m.If(response.ready):
-                    m.next = "IDLE"
+        # RGSR: its seed goes on once it was used, its tag is the one that is offered.
+        with m.If(idle):
+            with m.If(self.generate.rgsr_write):
+                m.d.sync += [
+                    secret_rgsr_tag.eq(self.generate.rgsr_value.tag),
+                    secret_rgsr_seed.eq(self.generate.rgsr_value.seed),
+                ]
+        with m.Elif(update & (cycle == 3)):
+            m.d.sync += secret_rgsr_seed[:16].eq(next_seed[:16])
+        with m.If(update & offered):
+            m.d.sync += secret_rgsr_tag.eq(secret_tag)
         return m

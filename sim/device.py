@@ -5,7 +5,6 @@ from __future__ import annotations
 from amaranth.hdl import ClockDomain, Elaboratable, Module, Signal, Value
 from amaranth.lib.wiring import In
 from emte.rtl import TagConfig, TagPipeline
-from emte.rtl.layouts import ProbeKind
 
 from .monitors import CoreMonitor
 
@@ -37,10 +36,7 @@ class ObservedPipeline(TagPipeline):
         m = super().elaborate(platform)
         if self.monitored:
             CoreMonitor.watch(m, self)
-        probe = m.submodules.cache.probe
-        for kind in (ProbeKind.CHECK, ProbeKind.LOAD, ProbeKind.STORE):
-            with m.If(probe.payload.kind == kind):
-                m.d.comb += self.lookup.eq(probe.valid & probe.ready)
+        m.d.comb += self.lookup.eq(m.submodules.cache.looked_up)
         return m
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from access_spec import AccessDecoderSpec
 from amaranth.lib import wiring
+from array_spec import BlockTagArray, HalvesSwapped, NeighbourWritten, TagArraySpec
 from barrier_spec import SpeculationBarrierSpec
 from cache_spec import TagCacheSpec
 from cache_variants import (
@@ -44,7 +45,7 @@ from emte.rtl import (
     TagGenerator,
     TagPipeline,
 )
-from emte.rtl.config import DEFAULT
+from emte.rtl.config import DEFAULT, Arrays
 from formal import Counterexample, FormalError, cover, hold, induct, lower, prove
 from generator_reference import LATENCY, TagGeneratorSpec
 from generator_variants import (
@@ -307,7 +308,7 @@ speculative access is answered in the 5th at the earliest, an id has its second 
 
 
 def _mutants(
-    spec: Callable[[type[Wrapper]], wiring.Component], faults: Mapping[type[Wrapper], str]
+    spec: Callable[[type[Any]], wiring.Component], faults: Mapping[type[Any], str]
 ) -> tuple[Mutant, ...]:
     """A mutant for each fault, by the assertion that it violates."""
     return tuple(
@@ -413,6 +414,16 @@ PROPERTIES: tuple[Property, ...] = (
                 ReadyAtOnce: "ready, and storage has a tag of before",
                 LastLineForgotten: "ready, and storage has a tag of before",
             },
+        ),
+    ),
+    Spec(
+        name="block-ram",
+        unit="TagArray",
+        spec=lambda: TagArraySpec(BlockTagArray(replace(TINY, arrays=Arrays.ECP5))),
+        cover_depth=8,
+        mutants=_mutants(
+            lambda unit: TagArraySpec(unit(replace(TINY, arrays=Arrays.ECP5))),
+            {HalvesSwapped: "the entries", NeighbourWritten: "the secret_codes"},
         ),
     ),
     _generator_choice(

@@ -25,6 +25,7 @@ __all__ = ["TINY", "UnitSpec", "first_of"]
 TINY = TagConfig(
     sets=2,
     ways=2,
+    mshrs=2,
     line_bytes=16,
     held=2,
     branches=2,

@@ -34,7 +34,6 @@ from emte.rtl import (
     TagPipeline,
 )
 from emte.rtl.layouts import ProbeKind
-from emte.rtl.miss_unit import MissKind
 from emte.sim.harness import simulate
 
 PAGES = Path(__file__).parents[2] / "docs" / "units"
@@ -216,16 +215,25 @@ SCENES = {
     ),
     "tag_array_write": Scene(
         unit=lambda: TagArray(SMALL),
-        inputs={"tags_way": 1, "tags_set": 1, "tags_word": 3},
+        labels={
+            "77…77": 0x7777_7777_7777_7777_7777_7777_7777_7777,
+            "33 in lane 1": 0x3300,
+            "77…3377": 0x7777_7777_7777_7777_7777_7777_7777_3377,
+        },
+    ),
+    "miss_unit_refill": Scene(
+        unit=lambda: MissUnit(TINY),
+        inputs={"storage_base": 1 << 40},
+        labels={
+            "of 5": (1 << 40) + 5 * TINY.line_bytes,
+            "word 0": {"index": 0b110, "secret_tags": 0x33},
+            "word 1": {"index": 0b111, "secret_tags": 0x44},
+        },
     ),
     "miss_unit_write_back": Scene(
         unit=lambda: MissUnit(TINY),
-        inputs={"storage_base": 1 << 40, "storage_bytes": 1 << 35},
-        labels={
-            "line 2": {"kind": MissKind.REFILL, "line": 2, "victim_line": 4, "victim_dirty": 1},
-            "from 2": (1 << 40) + 2 * TINY.line_bytes,
-            "to 4": (1 << 40) + 4 * TINY.line_bytes,
-        },
+        inputs={"storage_base": 1 << 40},
+        labels={"of 4": (1 << 40) + 4 * TINY.line_bytes},
     ),
     "tag_check_words": Scene(
         unit=lambda: TagCheck(SMALL),

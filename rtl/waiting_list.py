@@ -1,0 +1,175 @@
+"""The waiting list: probes whose line is not in the cache, in order."""
+
+from amaranth.hdl import Assert, Module, Signal
+from amaranth.lib import data, memory, wiring
+from amaranth.lib.wiring import In, Out
+
+from .config import TagConfig
+from .layouts import detail_layout, ticket_layout
+
+__all__ = ["WaitingList"]
+
+UNDER_WAY = 8
+"""Probes between the door and the stage that puts them onto the list, and one more."""
+
+
+class WaitingList(wiring.Component):
+    """A queue of probes that is replayed from its head.
+
+    A replay takes a slot of the pipeline: ``replay`` shuts the door for it. Up to every second
+    cycle one goes out, in order, until one of them fails: then those behind it are void, which
+    their ``live`` tells, and the list sleeps until it is woken. Only the head leaves the list.
+
+    Members
+    -------
+    push : ``In(1)``
+        ``push_word`` and ``push_detail`` go onto the list, at ``tail``.
+    pop, fail : ``In(1)``
+        The live replay of the head has found its line, or must wait on.
+    wake : ``In(1)``
+        A replay may succeed now.
+    hold : ``In(1)``
+        No replay begins in this cycle.
+    replay : ``Out(1)``
+        A replay begins in this cycle: a function of registers and ``hold``.
+    word_valid, word, place, epoch : ``Out``
+        The replay, registers, in the cycle after ``replay``. It is live as long as ``epoch`` is
+        ``now``.
+    now : ``Out(1)``
+        Epoch of the live replays; changes with ``fail``.
+    detail_place : ``In(config.waiting_bits)``
+        Which detail is read.
+    detail : ``Out(detail_layout(config))``
+        What it is, in the same cycle.
+    tail : ``Out(config.waiting_bits)``
+        Place of the next probe.
+    head_ticket : ``Out(ticket_layout(config))``
+        Ticket of the probe that waits longest.
+    empty, room : ``Out(1)``
+        No probe waits; the door may admit accesses. Registers.
+    """
+
+    push: Signal
+    push_word: Signal
+    push_detail: data.View
+    pop: Signal
+    fail: Signal
+    wake: Signal
+    hold: Signal
+    replay: Signal
+    word_valid: Signal
+    word: Signal
+    place: Signal
+    epoch: Signal
+    now: Signal
+    detail_place: Signal
+    detail: data.View
+    tail: Signal
+    head_ticket: data.View
+    empty: Signal
+    room: Signal
+
+    def __init__(self, config: TagConfig) -> None:
+        self.config = config
+        super().__init__(
+            {
+                "push": In(1),
+                "push_word": In(config.word_address_bits),
+                "push_detail": In(detail_layout(config)),
+                "pop": In(1),
+                "fail": In(1),
+                "wake": In(1),
+                "hold": In(1),
+                "replay": Out(1),
+                "word_valid": Out(1),
+                "word": Out(config.word_address_bits),
+                "place": Out(config.waiting_bits),
+                "epoch": Out(1),
+                "now": Out(1),
+                "detail_place": In(config.waiting_bits),
+                "detail": Out(detail_layout(config)),
+                "tail": Out(config.waiting_bits),
+                "head_ticket": Out(ticket_layout(config)),
+                "empty": Out(1, init=1),
+                "room": Out(1),
+            }
+        )
+
+    def elaborate(self, platform) -> Module:
+        m = Module()
+        config = self.config
+
+        m.submodules.words = words = memory.Memory(
+            shape=config.word_address_bits, depth=config.waiting, init=[]
+        )
+        m.submodules.details = details = memory.Memory(
+            shape=detail_layout(config), depth=config.waiting, init=[]
+        )
+        m.submodules.tickets = tickets = memory.Memory(
+            shape=ticket_layout(config), depth=config.waiting, init=[]
+        )
+        words_write, words_read = words.write_port(), words.read_port(domain="comb")
+        details_write, details_read = details.write_port(), details.read_port(domain="comb")
+        tickets_write, tickets_read = tickets.write_port(), tickets.read_port(domain="comb")
+
+        head = Signal(config.waiting_bits)
+        count = Signal(range(config.waiting + 1))
+        m.d.comb += [
+            words_write.addr.eq(self.tail),
+            words_write.data.eq(self.push_word),
+            words_write.en.eq(self.push),
+            details_write.addr.eq(self.tail),
+            details_write.data.eq(self.push_detail),
+            details_write.en.eq(self.push),
+            tickets_write.addr.eq(self.tail),
+            tickets_write.data.eq(self.push_detail.ticket),
+            tickets_write.en.eq(self.push),
+            details_read.addr.eq(self.detail_place),
+            self.detail.eq(details_read.data),
+            tickets_read.addr.eq(head),
+            self.head_ticket.eq(tickets_read.data),
+        ]
+        with m.If(self.push):
+            m.d.sync += self.tail.eq(self.tail + 1)
+        with m.If(self.pop):
+            m.d.sync += head.eq(head + 1)
+        with m.If(self.push & ~self.pop):
+            m.d.sync += [count.eq(count + 1), self.empty.eq(0)]
+        with m.Elif(self.pop & ~self.push):
+            m.d.sync += [count.eq(count - 1), self.empty.eq(count == 1)]
+        m.d.sync += self.room.eq(count <= config.waiting - UNDER_WAY)
+
+        # Replays, from the head on, every second cycle: the next one begins when it is known
+        # whether this one is void.
+        awake = Signal()
+        woken = Signal()
+        issue = Signal(config.waiting_bits)
+        left = Signal(init=0)  # there is one that was not replayed yet
+        m.d.comb += [
+            left.eq(issue != self.tail),
+            self.replay.eq(awake & left & ~self.word_valid & ~self.hold),
+            words_read.addr.eq(issue),
+        ]
+        m.d.sync += [
+            self.word_valid.eq(self.replay),
+            self.word.eq(words_read.data),
+            self.place.eq(issue),
+            self.epoch.eq(self.now),
+        ]
+        with m.If(self.replay):
+            m.d.sync += issue.eq(issue + 1)
+        with m.If(self.wake):
+            m.d.sync += woken.eq(1)
+        with m.If(self.fail):
+            m.d.sync += [awake.eq(0), issue.eq(head), self.now.eq(~self.now)]
+        with m.Elif(self.empty):
+            m.d.sync += awake.eq(0)
+        with m.Elif(~awake & woken):
+            m.d.sync += [awake.eq(1), woken.eq(self.wake)]
+
+        m.d.sync += [
+            Assert(~self.push | (count != config.waiting), "the waiting list overflows"),
+            Assert(~self.pop | (count != 0), "a probe leaves the waiting list, which is empty"),
+            Assert(~(self.pop & self.fail)),
+        ]
+        return m
