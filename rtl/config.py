@@ -60,7 +60,7 @@ class TagConfig:
     memory_bits: int = _parameter(40, "log2 of the largest tagged memory, in bytes")
     axi_address_bits: int = _parameter(48, "width of addresses on the memory port")
     axi_id_bits: int = _parameter(4, "width of transaction ids on the memory port")
-    scrub_period: int = _parameter(4096, "cycles from one step of the scrubber to the next")
+    scrub_period: int = _parameter(4096, "cycles between steps of the scrubber (a power of two)")
     injection: bool = _parameter(False, "with a port that flips stored bits, for tests")
     barrier: Barrier = _parameter(Barrier.OBLIVIOUS, "form of the speculation barrier")
     arrays: Arrays = _parameter(Arrays.PORTABLE, "what the memories are made of")
@@ -94,7 +94,7 @@ class TagConfig:
         if self.mshrs > 1 << self.axi_id_bits:
             raise ValueError(f"mshrs must fit axi_id_bits, {self.axi_id_bits}, not {self.mshrs!r}")
         self._check_power("waiting", 16, 64)
-        self._check_range("scrub_period", 64, 1 << 24)
+        self._check_power("scrub_period", 64, 1 << 24)
         self._check_range("held", 2, 64)
         self._check_range("branches", 1, 32)
         self._check_range("id_bits", 1, 16)

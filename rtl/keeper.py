@@ -3,6 +3,7 @@
 from amaranth.hdl import Cat, Module, Mux, Signal, Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
 
 from .codes import DirectoryCode
 from .config import TagConfig
@@ -45,7 +46,7 @@ class Keeper(wiring.Component):
     quiet : ``In(1)``
         No probe is in a stage that uses the arrays.
     owns : ``Out(1)``
-        ``set`` and ``index`` address the arrays.
+        ``set`` and ``index`` address the arrays; a register.
     set : ``Out(config.set_bits)``, index : ``Out(config.index_bits)``
         Registers.
     entries : ``In(code words, for each way)``
@@ -55,7 +56,7 @@ class Keeper(wiring.Component):
     tree_victim : ``In(config.way_bits)``
         The way at which ``tree`` points.
     enter : ``Out(config.ways)``
-        Ways whose entries become ``entry``.
+        Ways whose entries become ``entry``; a register.
     keep_dirty : ``Out(1)``
         With ``enter``: their dirty bits stay; else they are cleared.
     entry : ``Out(code word)``
@@ -102,17 +103,17 @@ class Keeper(wiring.Component):
         members = {
             "close": Out(1, init=1),
             "quiet": In(1),
-            "owns": Out(1),
+            "owns": Out(1, init=1),
             "set": Out(config.set_bits),
             "index": Out(config.index_bits),
             "entries": In(data.ArrayLayout(entry, config.ways)),
             "dirty": In(config.ways),
             "tree_victim": In(config.way_bits),
-            "enter": Out(config.ways),
+            "enter": Out(config.ways, init=(1 << config.ways) - 1),
             "entry": Out(entry),
             "keep_dirty": Out(1),
             "touch": Out(1),
-            "sweep": Out(1),
+            "sweep": Out(1, init=1),
             "rewrite": Out(1),
             "flipping": Out(1),
             "unsettled": In(1),
@@ -179,6 +180,8 @@ class Keeper(wiring.Component):
             damaged.eq(is_damaged),
         ]
         value_tag, value_valid = value[:-1], value[-1]
+        entry_value = Signal(code.bits)  # what is written
+        m.d.comb += self.entry.eq(code.encode(entry_value))
         same_line = Signal()
         m.d.sync += same_line.eq(value_tag == line_tag)
 
@@ -200,23 +203,24 @@ class Keeper(wiring.Component):
         way_dirty = Signal()
         m.d.sync += way_dirty.eq(self.dirty.bit_select(way, 1))
 
-        # The initialiser.
-        zero_line = Signal(config.line_address_bits + 1)
-        zero_lines = self.storage_bytes[config.line_bytes.bit_length() - 1 :]
+        # The line that is written back; or zeroed, by the initialiser.
         zeroing = Signal()
-        evict_line = Signal(config.line_address_bits)
+        zero_line = Cat(self.set, line_tag)
+        zero_lines = self.storage_bytes[config.line_bytes.bit_length() - 1 :]
+        zeroed = Signal()
+        begun = Signal()
         m.d.comb += [
-            self.evict_line.eq(Mux(zeroing, zero_line[:-1], evict_line)),
+            self.evict_line.eq(Cat(self.set, Mux(zeroing, line_tag, value_tag))),
             self.evict_zero.eq(zeroing),
         ]
 
         # The scrubber's clock, and where it is.
-        timer = Signal(range(config.scrub_period))
+        timer = Signal(exact_log2(config.scrub_period) + 1)
         scrub_due = Signal()
         scrub_index = Signal(config.index_bits)
-        m.d.sync += timer.eq(timer + 1)
-        with m.If(timer == config.scrub_period - 1):
-            m.d.sync += [timer.eq(0), scrub_due.eq(1)]
+        m.d.sync += timer.eq(timer[:-1] + 1)
+        with m.If(timer[-1]):
+            m.d.sync += scrub_due.eq(1)
 
         flip_due: Value = Signal()
         if config.injection:
@@ -227,10 +231,10 @@ class Keeper(wiring.Component):
         maintaining = Signal()
         m.d.comb += maintaining.eq(self.maintain & self.writes_idle)
 
+        m.d.sync += [self.enter.eq(0), self.touch.eq(0), self.keep_dirty.eq(0)]
         with m.FSM():
             with m.State("SWEEP"):
-                m.d.comb += [self.owns.eq(1), self.enter.eq(~0), self.sweep.eq(1)]
-                m.d.sync += [self.set.eq(self.set + 1), self.entry.eq(0)]
+                m.d.sync += [self.enter.eq(~0), self.set.eq(self.set + 1)]
                 with m.If(last_set):
                     with m.If(self.storage_zeroed):
                         m.next = "OPEN"
@@ -239,20 +243,27 @@ class Keeper(wiring.Component):
 
             with m.State("ZERO"):
                 m.d.comb += zeroing.eq(1)
-                with m.If(zero_line == zero_lines):
+                # A map of the largest size ends where it begins.
+                m.d.sync += zeroed.eq(begun & (zero_line == zero_lines[:-1]))
+                m.next = "ZERO_LINE"
+
+            with m.State("ZERO_LINE"):
+                m.d.comb += zeroing.eq(1)
+                with m.If(zeroed | (~begun & ~zero_lines.any())):
                     with m.If(self.writes_idle):
                         m.next = "OPEN"
                 with m.Elif(self.evict_ready):
                     m.d.comb += self.evict_start.eq(1)
-                    m.d.sync += zero_line.eq(zero_line + 1)
-                    m.next = "ZERO_NEXT"
-
-            with m.State("ZERO_NEXT"):
-                m.d.comb += zeroing.eq(1)
-                m.next = "ZERO"
+                    m.d.sync += [zero_line.eq(zero_line + 1), begun.eq(1)]
+                    m.next = "ZERO"
 
             with m.State("OPEN"):
-                m.d.sync += [self.close.eq(0), self.ready.eq(1)]
+                m.d.sync += [
+                    self.close.eq(0),
+                    self.owns.eq(0),
+                    self.sweep.eq(0),
+                    self.ready.eq(1),
+                ]
                 m.next = "IDLE"
 
             with m.State("IDLE"):
@@ -283,11 +294,15 @@ class Keeper(wiring.Component):
                     scanned_damaged.eq(0),
                     scanned_valid.eq(0),
                     flipping.eq(0),
+                    self.owns.eq(self.quiet),
                 ]
                 with m.If(self.quiet):
                     with m.If(self.broken):
-                        m.d.sync += [*take_line(self.broken_line), way.eq(self.broken_way)]
-                        m.d.sync += self.entry.eq(0)
+                        m.d.sync += [
+                            self.set.eq(self.broken_line[: config.set_bits]),
+                            way.eq(self.broken_way),
+                            entry_value.eq(0),
+                        ]
                         m.next = "DROP"
                     with m.Elif(self.unsettled):
                         m.d.sync += take_line(self.unsettled_line)
@@ -320,11 +335,12 @@ class Keeper(wiring.Component):
                         ]
                         m.next = "SCRUB"
                     with m.Else():
-                        m.d.sync += self.close.eq(0)
+                        m.d.sync += [self.close.eq(0), self.owns.eq(0)]
                         m.next = "IDLE"
 
             with m.State("DROP"):
-                m.d.comb += [self.owns.eq(1), self.enter.eq(1 << way), self.mended.eq(1)]
+                m.d.sync += self.enter.eq(1 << way)
+                m.d.comb += self.mended.eq(1)
                 m.next = "AGAIN"
 
             with m.State("AGAIN"):
@@ -336,7 +352,6 @@ class Keeper(wiring.Component):
 
             # A way for a line: look at all of them first.
             with m.State("SCAN"):
-                m.d.comb += self.owns.eq(1)
                 m.d.sync += step.eq(step + 1)
                 with m.If(step >= 2):
                     m.d.sync += way.eq(way + 1)
@@ -351,7 +366,6 @@ class Keeper(wiring.Component):
                     m.d.sync += scan_way.eq(0)
 
             with m.State("CHOOSE"):
-                m.d.comb += self.owns.eq(1)
                 m.d.sync += [
                     way.eq(_choice(self.tree_victim, ~scanned_valid, self.busy_ways)),
                     step.eq(0),
@@ -360,11 +374,9 @@ class Keeper(wiring.Component):
 
             with m.State("VICTIM"):
                 # Its entry is read once more: so far it was one of many.
-                m.d.comb += self.owns.eq(1)
                 m.d.sync += [
                     step.eq(step + 1),
-                    evict_line.eq(Cat(self.set, value_tag)),
-                    self.entry.eq(code.encode(Cat(line_tag, 1))),
+                    entry_value.eq(Cat(line_tag, 1)),
                     after_evict.eq(0),
                     word.eq(0),
                     evict_word.eq(0),
@@ -383,26 +395,18 @@ class Keeper(wiring.Component):
                 m.next = "AGAIN"
 
             with m.State("ENTER"):
-                m.d.comb += [
-                    self.owns.eq(1),
-                    self.enter.eq(1 << way),
-                    self.touch.eq(1),
-                    self.settle.eq(1),
-                ]
+                m.d.sync += [self.enter.eq(1 << way), self.touch.eq(1)]
+                m.d.comb += self.settle.eq(1)
                 m.next = "AGAIN"
 
             # A line goes to the write-back buffer.
             with m.State("EVICT"):
-                m.d.comb += [self.owns.eq(1), self.evict_start.eq(self.evict_ready)]
+                m.d.comb += self.evict_start.eq(self.evict_ready)
                 with m.If(self.evict_ready):
                     m.next = "EVICT_READ"
 
             with m.State("EVICT_READ"):
-                m.d.comb += [
-                    self.owns.eq(1),
-                    issued.eq(1),
-                    self.evict_write.eq(reading[-1]),
-                ]
+                m.d.comb += [issued.eq(1), self.evict_write.eq(reading[-1])]
                 m.d.sync += word.eq(word + 1)
                 with m.If(self.evict_write):
                     m.d.sync += evict_word.eq(evict_word + 1)
@@ -410,7 +414,7 @@ class Keeper(wiring.Component):
                     m.next = "EVICT_REST"
 
             with m.State("EVICT_REST"):
-                m.d.comb += [self.owns.eq(1), self.evict_write.eq(reading[-1])]
+                m.d.comb += self.evict_write.eq(reading[-1])
                 with m.If(self.evict_write):
                     m.d.sync += evict_word.eq(evict_word + 1)
                 with m.If(self.evict_write & (evict_word == words - 1)):
@@ -422,17 +426,14 @@ class Keeper(wiring.Component):
 
             # Maintenance: every way of one set, or of all.
             with m.State("MAINTAIN"):
-                m.d.comb += self.owns.eq(1)
                 m.d.sync += [way.eq(0), step.eq(0)]
                 with m.If(all_ways):
                     m.d.sync += self.set.eq(0)
                 m.next = "VISIT"
 
             with m.State("VISIT"):
-                m.d.comb += self.owns.eq(1)
                 m.d.sync += [
                     step.eq(step + 1),
-                    evict_line.eq(Cat(self.set, value_tag)),
                     act.eq(value_valid & ~damaged & (all_ways | same_line)),
                     after_evict.eq(1),
                     word.eq(0),
@@ -446,14 +447,15 @@ class Keeper(wiring.Component):
 
             with m.State("CLEANED"):
                 # The entry of a line that stays is written again, as it should be.
-                m.d.comb += self.owns.eq(1)
-                m.d.sync += self.entry.eq(Mux(drop, 0, code.encode(value)))
+                m.d.sync += entry_value.eq(Mux(drop, 0, value))
                 m.next = "LEAVE"
 
             with m.State("LEAVE"):
-                m.d.comb += self.owns.eq(1)
                 with m.If(act):
-                    m.d.comb += self.enter.eq(1 << way)
+                    m.d.sync += self.enter.eq(1 << way)
+                m.next = "NEXT"
+
+            with m.State("NEXT"):
                 m.d.sync += [step.eq(0), way.eq(way + 1)]
                 with m.If(way != ways - 1):
                     m.next = "VISIT"
@@ -470,21 +472,20 @@ class Keeper(wiring.Component):
 
             # One word and one entry are read, corrected and written back.
             with m.State("SCRUB"):
-                m.d.comb += self.owns.eq(1)
-                m.d.sync += [step.eq(step + 1), self.entry.eq(code.encode(value))]
+                m.d.sync += [step.eq(step + 1), entry_value.eq(value)]
                 with m.If(step == 8):
                     m.d.comb += [self.rewrite.eq(1), self.flipping.eq(flipping)]
                     m.d.comb += self.scrubbed.eq(~flipping)
                     m.next = "SCRUB_ENTRY"
 
             with m.State("SCRUB_ENTRY"):
-                m.d.comb += [
-                    self.owns.eq(1),
-                    self.flipping.eq(flipping),
-                    self.keep_dirty.eq(1),
-                ]
+                m.d.sync += self.keep_dirty.eq(1)
                 with m.If(~damaged):
-                    m.d.comb += self.enter.eq(1 << way)
+                    m.d.sync += self.enter.eq(1 << way)
+                m.next = "SCRUBBED"
+
+            with m.State("SCRUBBED"):
+                m.d.comb += self.flipping.eq(flipping)
                 if config.injection:
                     m.d.comb += self.flips.ready.eq(flipping)
                 m.next = "AGAIN"

@@ -286,6 +286,7 @@ class TagCache(wiring.Component):
         c6_waits = Signal()
         closed = Signal()  # someone waits without an MSHR, so all do
         dying = Signal(config.mshrs)
+        dead = Signal(config.mshrs)
         maintained = Signal()
         matches = Signal(config.mshrs)
         live = Signal()
@@ -293,7 +294,7 @@ class TagCache(wiring.Component):
         found = Signal()  # if it hits, it goes
         goes = Signal()
         m.d.comb += [
-            matches.eq(miss.match & miss.valid & ~dying),
+            matches.eq(miss.match & miss.valid & ~dying & ~dead),
             live.eq(c3_epoch == waiting.now),
             must_wait.eq(
                 closed | matches.any() | (c3_near & Cat(c4_waits, c5_waits, c6_waits)).any()
@@ -443,16 +444,14 @@ class TagCache(wiring.Component):
             miss.allocate.eq(allocates),
             miss.allocate_line.eq(c4_word[line_at:]),
         ]
-        with m.If(c4_matches.any()):
-            m.d.comb += waits_for.eq(c4_matches)
-        with m.Elif(c4_near[0]):
-            m.d.comb += waits_for.eq(c5_waits_for)
-        with m.Elif(c4_near[1]):
-            m.d.comb += waits_for.eq(c6_waits_for)
-        with m.Elif(c4_near[2]):
-            m.d.comb += waits_for.eq(c7_waits_for)
-        with m.Elif(allocates):
-            m.d.comb += waits_for.eq(new_mshr)
+        # All that apply name the same MSHR.
+        m.d.comb += waits_for.eq(
+            c4_matches
+            | (c5_waits_for & c4_near[0].replicate(config.mshrs))
+            | (c6_waits_for & c4_near[1].replicate(config.mshrs))
+            | (c7_waits_for & c4_near[2].replicate(config.mshrs))
+            | (new_mshr & allocates.replicate(config.mshrs))
+        )
         m.d.sync += [
             c5_waits.eq(c4_waits),
             c6_waits.eq(c5_waits),
@@ -465,37 +464,38 @@ class TagCache(wiring.Component):
         with m.Elif(waiting.empty & ~c4_waits):
             m.d.sync += closed.eq(0)
 
-        # An MSHR lives until the last probe that waits for it has left the list. One that waits
-        # for it anew, in the cycle in which it should go, keeps it alive.
+        # An MSHR lives until the last probe that waits for it has left the list. The probe behind
+        # that one may have come to wait for it anew: then it lives on. Those behind see by their
+        # neighbour that they must wait.
         c4_place = Signal(config.waiting_bits)
         c3_place = Signal(config.waiting_bits)
         c2_place = Signal(config.waiting_bits)
         m.d.sync += [c2_place.eq(c1_place), c3_place.eq(c2_place), c4_place.eq(c3_place)]
+        renews = Signal(config.mshrs)
         renewed = Signal(config.mshrs)
-        free = Signal(config.mshrs)
+        m.d.sync += [dead.eq(dying), renewed.eq(renews)]
         for number in range(config.mshrs):
             last = Signal(config.waiting_bits, name=f"last_{number}")
-            m.d.comb += [
-                renewed[number].eq(waits_for[number] & c4_waits & ~closed),
-                free[number].eq(dying[number] & ~renewed[number]),
-            ]
-            with m.If(renewed[number]):
+            m.d.comb += renews[number].eq(waits_for[number] & c4_waits & ~closed)
+            with m.If(renews[number]):
                 m.d.sync += last.eq(waiting.tail)
             with m.Elif(allocates & c4_replay & new_mshr[number]):
                 m.d.sync += last.eq(c4_place)
             m.d.sync += dying[number].eq(
                 c4_pops & miss.filled[number] & miss.valid[number] & (last == c4_place)
             )
-        m.d.comb += miss.free.eq(free)
+        wake = Signal()
+        m.d.comb += miss.free.eq(dead & ~renewed)
+        m.d.sync += wake.eq(
+            miss.arrived
+            | miss.free.any()
+            | (renewed & miss.filled).any()
+            | alone
+            | (c4_waits & closed & waiting.empty)
+            | maintained
+        )
         m.d.comb += [
-            waiting.wake.eq(
-                miss.arrived
-                | free.any()
-                | (renewed & miss.filled).any()
-                | alone
-                | (c4_waits & closed & waiting.empty)
-                | maintained
-            ),
+            waiting.wake.eq(wake),
             waiting.hold.eq(keeper.close | ~self.room | self.again),
             self.waiting_valid.eq(~waiting.empty),
             self.waiting.eq(waiting.head_ticket),

@@ -28,12 +28,12 @@ class WaitingList(wiring.Component):
         The live replay of the head has found its line, or must wait on.
     wake : ``In(1)``
         A replay may succeed now.
-    hold : ``In(1)``
-        No replay begins in this cycle.
     replay : ``Out(1)``
-        A replay begins in this cycle: a function of registers and ``hold``.
+        A replay may begin in this cycle, so the door must be shut; a register.
+    hold : ``In(1)``
+        It does not.
     word_valid, word, place, epoch : ``Out``
-        The replay, registers, in the cycle after ``replay``. It is live as long as ``epoch`` is
+        The replay, registers, in the cycle after it began. It is live as long as ``epoch`` is
         ``now``.
     now : ``Out(1)``
         Epoch of the live replays; changes with ``fail``.
@@ -144,19 +144,22 @@ class WaitingList(wiring.Component):
         awake = Signal()
         woken = Signal()
         issue = Signal(config.waiting_bits)
-        left = Signal(init=0)  # there is one that was not replayed yet
+        goes = Signal()
+        left = Signal()  # there is one that was not replayed yet
         m.d.comb += [
             left.eq(issue != self.tail),
-            self.replay.eq(awake & left & ~self.word_valid & ~self.hold),
+            goes.eq(self.replay & ~self.hold),
             words_read.addr.eq(issue),
         ]
         m.d.sync += [
-            self.word_valid.eq(self.replay),
+            # Planned a cycle ahead, so that the door hears of it early.
+            self.replay.eq(awake & left & ~self.replay & ~self.fail),
+            self.word_valid.eq(goes),
             self.word.eq(words_read.data),
             self.place.eq(issue),
             self.epoch.eq(self.now),
         ]
-        with m.If(self.replay):
+        with m.If(goes):
             m.d.sync += issue.eq(issue + 1)
         with m.If(self.wake):
             m.d.sync += woken.eq(1)
