@@ -1,7 +1,9 @@
 """From an access to probes: is it checked, and which granules does it touch?"""
 
-from amaranth.hdl import Cat, Module, Mux, Signal, Value
-from amaranth.lib import wiring
+from collections.abc import Callable
+
+from amaranth.hdl import Assert, Cat, Const, Module, Mux, Signal, Value
+from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from .config import TagConfig
@@ -18,14 +20,60 @@ from .layouts import (
 
 __all__ = ["AccessDecoder"]
 
+_PAGE = 12
+"""log2 of a page: the tagged memory consists of pages, and no access crosses one."""
 
-def _below(end: Value) -> Value:
-    """A mask of the granules of a tag word whose number is below ``end``."""
-    return Cat(number < end for number in range(TagConfig.word_granules))
+_BLOCK = 7
+"""log2 of a block: the tags of a page take one, and so the carve-out consists of them."""
+
+
+def _register(shape, name: str) -> Signal:
+    """A register for a part of a payload; what it holds matters only beside a valid bit."""
+    return Signal(shape, name=name, reset_less=True)
+
+
+def _table(index: Value, function: Callable[[int], int]) -> Value:
+    """One bit, as a function of a few: a table rather than a chain of carries."""
+    size = 1 << len(index)
+    return Const(sum(function(place) << place for place in range(size)), size).bit_select(index, 1)
 
 
 class AccessDecoder(wiring.Component):
-    """Decides what an access needs of tag storage."""
+    """Decides what an access needs of tag storage.
+
+    An access becomes one probe for each tag word that it touches, one per cycle; those that need
+    no tags become probes of the kind NONE, which carry the outcome. Nothing stops it: a probe's
+    word comes one cycle, its detail two cycles after the access was admitted.
+
+    What is decided here follows from the access, the translation regime and the storage map. With
+    TCMA off for the address half, the pointer's tag enters nothing but ``detail.key``, and the
+    outcome of a check against canonical tags.
+
+    Members
+    -------
+    admitted_valid : ``In(1)``, admitted : ``In(admitted_layout(config))``
+        An access, in cycle *n*. Not in the cycle after one with ``two``.
+    map : ``In(map_layout(config))``
+        The storage map: it stands still from two cycles before an access until its last probe.
+    two : ``Out(1)``
+        In cycle *n*, from ``admitted`` alone: the access touches two tag words.
+    word_valid : ``Out(1)``, word : ``Out(config.word_address_bits)``
+        A probe's tag word, from registers: in cycle *n + 1*, the second one in *n + 2*.
+    again : ``Out(1)``
+        In cycle *n + 1*, a register: the second word follows.
+    detail : ``Out(detail_layout(config))``
+        What is wanted of the word of the cycle before: in cycle *n + 2*, the second in *n + 3*.
+        At most two LUTs behind registers.
+    """
+
+    admitted_valid: Signal
+    admitted: data.View
+    map: data.View
+    two: Signal
+    word_valid: Signal
+    word: Signal
+    again: Signal
+    detail: data.View
 
     def __init__(self, config: TagConfig) -> None:
         self.config = config
@@ -45,194 +93,286 @@ class AccessDecoder(wiring.Component):
     def elaborate(self, platform) -> Module:
         m = Module()
         config = self.config
+        access = self.admitted.access
+        regime = self.admitted.regime
 
-        # Cycle n.
-        def reach_of(access):
-            reach = Signal(range(config.max_bytes))
-            with m.If((access.op != Op.LDG) & access.bytes.any()):
-                m.d.comb += reach.eq(access.bytes - 1)
-            return reach
+        # Where it ends. With up to 64 bytes it crosses a boundary if the sum of the place before
+        # the boundary and the size is more than 16, 64, …: pairs of bits tell, and what is below
+        # them decides where they leave it open. A larger block is aligned, so its size has no bits
+        # here. A chain of carries would take longer, and a second one for size - 1.
+        def pair(at: int, condition: Callable[[int], bool]) -> Value:
+            bits = Cat(access.pa[at : at + 2], access.bytes[at : at + 2])
+            return _table(bits, lambda place: condition(place % 4 + place // 4))
 
-        def maintains(access):
-            return (
-                (access.op == Op.CLEAN)
-                | (access.op == Op.INVALIDATE)
-                | (access.op == Op.CLEAN_INVALIDATE)
-            )
-
-        now = self.admitted.access
-        total = Signal(11)
+        over_0 = Cat(access.pa[:4], access.bytes[:4]).any()
+        over_16 = Signal()
+        over_64 = Signal()
+        crosses = Signal()  # from the lower to the upper half of 128 bytes to the next 128
         m.d.comb += [
-            total.eq(now.pa[:8] + reach_of(now)),
-            self.two.eq((total >= 256) & ~maintains(now)),
+            over_16.eq(
+                pair(2, lambda total: total > 4)
+                | (pair(2, lambda total: total == 4) & pair(0, lambda total: total > 0))
+                | (pair(2, lambda total: total == 3) & pair(0, lambda total: total > 4))
+            ),
+            over_64.eq(
+                Mux(
+                    access.bytes[6],
+                    access.pa[:6].any(),
+                    pair(4, lambda total: total > 4)
+                    | (pair(4, lambda total: total == 4) & over_0)
+                    | (pair(4, lambda total: total == 3) & over_16),
+                )
+            ),
+            crosses.eq(access.pa[6] & over_64),
         ]
-        s1 = Signal(admitted_layout(config))
-        s1_two = Signal()
-        s1_valid = Signal()
-        s1_second = Signal()
-        s1_offset = Signal(config.memory_bits)
-        m.d.sync += [
-            s1_valid.eq(self.admitted_valid),
-            s1_second.eq(s1_valid & s1_two & ~s1_second),
-        ]
-        with m.If(self.again):
-            m.d.sync += s1_offset[8:12].eq(s1_offset[8:12] + 1)
-            m.d.sync += s1_two.eq(s1_two)
-        with m.Else():
-            m.d.sync += [
-                s1.eq(self.admitted),
-                s1_two.eq(self.two),
-                s1_offset.eq(now.pa - self.map.memory_base),
-            ]
-        m.d.comb += [
-            self.again.eq(s1_valid & s1_two & ~s1_second),
-            self.word_valid.eq(s1_valid | s1_second),
-            self.word.eq(s1_offset[8:]),
-        ]
+        wide = access.bytes[9]
+        one_granule = access.op == Op.LDG
+        of_bytes = (
+            (access.op == Op.LOAD)
+            | (access.op == Op.STORE)
+            | (access.op == Op.ATOMIC)
+            | (access.op == Op.STG)
+        )
+        m.d.comb += self.two.eq(of_bytes & (wide | (access.pa[7] & crosses)))
 
-        # Cycle n + 1.
-        access = s1.access
-        control = s1.regime
-        # What kind of access it is.
-        load = access.op == Op.LOAD
-        store = access.op == Op.STORE
-        atomic = access.op == Op.ATOMIC
-        tag_load = (access.op == Op.LDG) | (access.op == Op.LDGM)
-        tag_store = (access.op == Op.STG) | (access.op == Op.STGM)
-        data_access = load | store | atomic
-        maintenance = ~(data_access | tag_load | tag_store)
-        tagged = access.memory == Memory.TAGGED
-        untagged = access.memory == Memory.UNTAGGED
+        # Granules behind the first one. Those of an aligned block fall out of the same sum: 0 - 1.
+        behind = Cat(
+            *(
+                _table(
+                    Cat(access.bytes[4:7], over_0, over_16),
+                    lambda place, bit=bit: (
+                        (place % 8 - 1 + place // 8 % 2 + place // 16) >> bit & 1
+                    ),
+                )
+                for bit in range(3)
+            ),
+            access.bytes[8] | wide,
+        )
 
         # The control bits that apply to it.
         half = access.va[55]
         level = ~access.el0
-        tbi = control.tbi.bit_select(half, 1)
-        mtx = control.mtx.bit_select(half, 1)
-        tcma = control.tcma.bit_select(half, 1)
-        ata = control.ata.bit_select(level, 1)
-        store_only = control.tcso.bit_select(level, 1)
-        mode = Signal(CheckMode)
-        m.d.comb += mode.eq(Mux(access.el0, control.tcf[0], control.tcf[1]))
+        store_only = regime.tcso.bit_select(level, 1)
+        ata = regime.ata.bit_select(level, 1)
+        mtx = regime.mtx.bit_select(half, 1)
+        tag = access.va[56:60]
+        canonical = tag == half.replicate(4)
 
-        # Is it checked? A store-only regime makes a write of an atomic, for the report too. With
-        # TCF = none a mismatch would have no effect, so no tag is looked up.
-        canonical_pointer = access.va[55:60] == half.replicate(5)
-        write = store | (atomic & store_only)
-        tag_checked = Signal()
-        checked = Signal()
-        m.d.comb += tag_checked.eq(
-            data_access
+        # Is it checked? A store-only regime makes a write of an atomic, for the report too.
+        tag_checked = (
+            (
+                ((access.op == Op.LOAD) & ~store_only)
+                | (access.op == Op.STORE)
+                | (access.op == Op.ATOMIC)
+            )
             & ~access.exempt
-            & (tbi | mtx)
-            & ~(tcma & canonical_pointer)
+            & (regime.tbi.bit_select(half, 1) | mtx)
+            & ~(regime.tcma.bit_select(half, 1) & canonical)
             & ata
             & ~access.tco
-            & ~(store_only & ~write)
         )
-        m.d.comb += checked.eq(tag_checked & (mode != CheckMode.NONE))
-        asynchronous = (mode == CheckMode.ASYNC) | ((mode == CheckMode.ASYM) & write)
 
-        # Where it lies. The last byte counts, not the end, so that nothing wraps at the top. LDG
-        # means one granule, whatever its address and size.
-        reach = Signal(range(config.max_bytes))
-        with m.If((access.op != Op.LDG) & access.bytes.any()):
-            m.d.comb += reach.eq(access.bytes - 1)
-        first = Signal(config.pa_bits)
-        last = Signal(config.pa_bits + 1)
-        offset = Signal(config.pa_bits)
-        last_offset = Signal(config.pa_bits + 1)
-        carve_out_end = Signal(config.axi_address_bits + 1)
-        in_map = Signal()
-        in_carve_out = Signal()
-        m.d.comb += [
-            first.eq(access.pa),
-            last.eq(access.pa + reach),
-            offset.eq(first - self.map.memory_base),
-            last_offset.eq(last - self.map.memory_base),
-            in_map.eq((first >= self.map.memory_base) & (last_offset < self.map.memory_bytes)),
-            carve_out_end.eq(self.map.storage_base + self.map.memory_bytes[5:]),
-            in_carve_out.eq(
-                (last >= self.map.storage_base)
-                & (first < carve_out_end)
-                & (self.map.memory_bytes != 0)  # an empty one has no inside
-            ),
+        # Cycle n + 1. All that the second word needs stays for a cycle more.
+        s1_second = Signal()
+        s1_ticket = _register(self.admitted.ticket.shape(), "s1_ticket")
+        s1_store = _register(config.store_bits, "s1_store")
+        s1_key = _register(4, "s1_key")
+        s1_op = _register(Op, "s1_op")
+        s1_memory = _register(Memory, "s1_memory")
+        s1_all = _register(1, "s1_all")
+        s1_misaligned = _register(1, "s1_misaligned")
+        s1_half = _register(1, "s1_half")
+        s1_mtx = _register(1, "s1_mtx")
+        s1_ata = _register(1, "s1_ata")
+        s1_store_only = _register(1, "s1_store_only")
+        s1_mode = _register(CheckMode, "s1_mode")
+        s1_canonical = _register(1, "s1_canonical")
+        s1_tag_checked = _register(1, "s1_tag_checked")
+        s1_begin = _register(4, "s1_begin")
+        s1_behind = _register(4, "s1_behind")
+        s1_reaches_1 = _register(1, "s1_reaches_1")
+        s1_reaches_3 = _register(1, "s1_reaches_3")
+        # The word's number within its page, and the page's within the map; the block's number
+        # within the carve-out. The topmost bit is a sign.
+        place_bits = _PAGE - 8
+        s1_place = _register(place_bits, "s1_place")
+        s1_page = _register(config.pa_bits - _PAGE + 1, "s1_page")
+        s1_block = _register(max(config.pa_bits, config.axi_address_bits) - _BLOCK + 1, "s1_block")
+        m.d.sync += [
+            self.word_valid.eq(self.admitted_valid | self.again),
+            self.again.eq(self.admitted_valid & self.two),
+            s1_second.eq(self.again),
         ]
-
-        # Which granules it touches: those from `begin` to below `end`, counted from the start of
-        # its first tag word.
-        begin = access.pa[4:8]
-        span = Signal(range(255 + config.max_bytes))
-        end = Signal(range((255 + config.max_bytes) // 16 + 2))
-        granules = Signal(config.word_granules)
-        m.d.comb += [
-            span.eq(access.pa[:8] + reach),
-            end.eq(span[4:] + 1),
-            granules.eq(_below(end) & ~_below(begin)),
-        ]
-
-        # What becomes of it.
-        outcome = Signal(Outcome)
-        ones = Signal()
-        needs_tags = Signal()
-        with m.If((access.op == Op.STG) & access.va[:4].any()):
-            m.d.comb += outcome.eq(Outcome.ALIGNMENT_FAULT)
-        with m.Elif(tag_store & ata & mtx & untagged):
-            m.d.comb += outcome.eq(Outcome.PERMISSION_FAULT)
-        with m.Elif((tag_checked | ((tag_load | tag_store) & ata)) & ~(tagged | untagged)):
-            m.d.comb += outcome.eq(Outcome.PERMISSION_FAULT)
-        with m.Elif(maintenance):
-            m.d.comb += needs_tags.eq(~access.bytes.any() | (tagged & in_map))
-        with m.Elif(in_carve_out | (tagged & ~in_map)):
-            m.d.comb += outcome.eq(Outcome.EXTERNAL_ABORT)
-        with m.Elif(tagged):
-            m.d.comb += needs_tags.eq(checked | ((tag_load | tag_store) & ata))
-        with m.Elif(checked & mtx & (access.va[56:60] != half.replicate(4))):
-            m.d.comb += outcome.eq(Mux(asynchronous, Outcome.ASYNC, Outcome.TAG_CHECK_FAULT))
-        with m.Elif(tag_load & ata & mtx & half):
-            m.d.comb += ones.eq(1)
-
-        s2 = Signal(detail_layout(config))
-        detail = Signal(detail_layout(config))
-        m.d.comb += [
-            detail.ticket.eq(s1.ticket),
-            detail.ticket.second.eq(s1_second),
-            detail.key.eq(access.va[56:60]),
-            detail.store.eq(s1.store),
-            detail.single.eq(access.op == Op.LDG),
-            detail.asynchronous.eq(asynchronous),
-            detail.mask.eq(Mux(s1_second, _below(end - 16), granules)),
-            detail.start.eq(Mux(s1_second, 0, access.va[4:8])),
-        ]
-        with m.If(needs_tags):
-            m.d.comb += detail.write.eq(write | tag_store)
-            with m.If(tag_load):
-                m.d.comb += detail.kind.eq(ProbeKind.LOAD)
-            with m.Elif(tag_store):
-                m.d.comb += detail.kind.eq(ProbeKind.STORE)
-            with m.Elif(access.op == Op.CLEAN):
-                m.d.comb += detail.kind.eq(
-                    Mux(access.bytes.any(), ProbeKind.CLEAN, ProbeKind.CLEAN_ALL)
-                )
-            with m.Elif(maintenance):
-                m.d.comb += detail.kind.eq(
-                    Mux(
-                        access.bytes.any(),
-                        ProbeKind.CLEAN_INVALIDATE,
-                        ProbeKind.CLEAN_INVALIDATE_ALL,
-                    )
-                )
-            with m.Else():
-                m.d.comb += detail.kind.eq(ProbeKind.CHECK)
+        with m.If(self.again):
+            m.d.sync += s1_place.eq(s1_place + 1)
         with m.Else():
-            m.d.comb += detail.kind.eq(ProbeKind.NONE)
-            of_tags = (outcome == Outcome.PERMISSION_FAULT) | (
-                (outcome == Outcome.EXTERNAL_ABORT) & ~in_carve_out
-            )
-            with m.If(~s1_second):
-                m.d.comb += [detail.outcome.eq(outcome), detail.ones.eq(ones)]
-                with m.If((outcome != Outcome.PASS) & (outcome != Outcome.ASYNC)):
-                    m.d.comb += detail.write.eq(tag_store | (write & ~of_tags))
-        m.d.sync += s2.eq(detail)
-        m.d.comb += self.detail.eq(s2)
+            m.d.sync += [
+                s1_ticket.eq(self.admitted.ticket),
+                s1_store.eq(self.admitted.store),
+                s1_key.eq(tag),
+                s1_op.eq(access.op),
+                s1_memory.eq(access.memory),
+                s1_all.eq(~access.bytes.any()),
+                s1_misaligned.eq(access.pa[:4].any()),
+                s1_half.eq(half),
+                s1_mtx.eq(mtx),
+                s1_ata.eq(ata),
+                s1_store_only.eq(store_only),
+                s1_mode.eq(Mux(access.el0, regime.tcf[0], regime.tcf[1])),
+                s1_canonical.eq(canonical),
+                s1_tag_checked.eq(tag_checked),
+                s1_begin.eq(access.pa[4:8]),
+                s1_behind.eq(Mux(one_granule, 0, behind)),
+                s1_reaches_1.eq((crosses & ~one_granule) | access.bytes[8] | wide),
+                s1_reaches_3.eq(wide),
+                s1_place.eq(access.pa[8:_PAGE]),
+                s1_page.eq(access.pa[_PAGE:] - self.map.memory_base[_PAGE:]),
+                s1_block.eq(access.pa[_BLOCK:] - self.map.storage_base[_BLOCK:]),
+            ]
+        page_bits = config.memory_bits - _PAGE
+        m.d.comb += self.word.eq(Cat(s1_place, s1_page[:page_bits]))
+        m.d.sync += Assert(
+            ~(self.again & self.admitted_valid), "an access comes, and a second word follows"
+        )
+
+        # Is it in the map, does it touch the carve-out? The map has as many pages as the carve-out
+        # has blocks. An access that begins before the carve-out may reach into it.
+        pages = self.map.memory_bytes[_PAGE:]
+        some = Signal()
+        m.d.sync += some.eq(pages.any())
+        all_pages = pages[page_bits]
+        straddles = (
+            some
+            & s1_block[2:].all()
+            & ((s1_reaches_1 & s1_block[:2].all()) | (s1_reaches_3 & s1_block[:2].any()))
+        )
+        near_carve_out = ~s1_block[page_bits:].any()
+        near_map = ~s1_page[page_bits:].any()
+
+        # What becomes of it, if it lies where it may. With TCF = none a mismatch would have no
+        # effect, so no tag is looked up.
+        data_access = (s1_op == Op.LOAD) | (s1_op == Op.STORE) | (s1_op == Op.ATOMIC)
+        tag_load = (s1_op == Op.LDG) | (s1_op == Op.LDGM)
+        tag_store = (s1_op == Op.STG) | (s1_op == Op.STGM)
+        maintenance = ~(data_access | tag_load | tag_store)
+        write = (s1_op == Op.STORE) | ((s1_op == Op.ATOMIC) & s1_store_only)
+        asynchronous = (s1_mode == CheckMode.ASYNC) | ((s1_mode == CheckMode.ASYM) & write)
+        checked = s1_tag_checked & (s1_mode != CheckMode.NONE)
+        tag_access = (tag_load | tag_store) & s1_ata
+        tagged = s1_memory == Memory.TAGGED
+        untagged = s1_memory == Memory.UNTAGGED
+        misaligned = (s1_op == Op.STG) & s1_misaligned
+        forbidden = (tag_store & s1_ata & s1_mtx & untagged) | (
+            (s1_tag_checked | tag_access) & ~(tagged | untagged)
+        )
+        mismatch = checked & s1_mtx & untagged & ~s1_canonical
+        bounded = ~(misaligned | forbidden | maintenance)
+        needs_map = tagged & (bounded | (maintenance & ~s1_all))
+        first = ~s1_second
+        kind = Signal(ProbeKind, init=ProbeKind.NONE)
+        outcome = Signal(Outcome)
+        with m.If(maintenance):
+            with m.If(s1_op == Op.CLEAN):
+                m.d.comb += kind.eq(Mux(s1_all, ProbeKind.CLEAN_ALL, ProbeKind.CLEAN))
+            with m.Else():
+                m.d.comb += kind.eq(
+                    Mux(s1_all, ProbeKind.CLEAN_INVALIDATE_ALL, ProbeKind.CLEAN_INVALIDATE)
+                )
+            with m.If(~s1_all & ~tagged):
+                m.d.comb += kind.eq(ProbeKind.NONE)
+        with m.Elif(tagged & ~misaligned):
+            with m.If(checked):
+                m.d.comb += kind.eq(ProbeKind.CHECK)
+            with m.Elif(tag_access):
+                m.d.comb += kind.eq(Mux(tag_load, ProbeKind.LOAD, ProbeKind.STORE))
+        with m.If(misaligned):
+            m.d.comb += outcome.eq(Outcome.ALIGNMENT_FAULT)
+        with m.Elif(forbidden):
+            m.d.comb += outcome.eq(Outcome.PERMISSION_FAULT)
+        with m.Elif(mismatch):
+            m.d.comb += outcome.eq(Mux(asynchronous, Outcome.ASYNC, Outcome.TAG_CHECK_FAULT))
+
+        # Cycle n + 2. The places are compared by now, and have the last word.
+        s2_ticket = _register(s1_ticket.shape(), "s2_ticket")
+        s2_store = _register(config.store_bits, "s2_store")
+        s2_key = _register(4, "s2_key")
+        s2_begin = _register(4, "s2_begin")
+        s2_end = _register(4, "s2_end")
+        s2_kind = _register(ProbeKind, "s2_kind")
+        s2_outcome = _register(Outcome, "s2_outcome")
+        s2_single = _register(1, "s2_single")
+        s2_ones = _register(1, "s2_ones")
+        s2_asynchronous = _register(1, "s2_asynchronous")
+        s2_write = _register(1, "s2_write")
+        s2_write_refused = _register(1, "s2_write_refused")
+        s2_write_lost = _register(1, "s2_write_lost")
+        s2_inside = _register(1, "s2_inside")
+        s2_near = _register(1, "s2_near")
+        s2_block_below = _register(1, "s2_block_below")
+        s2_outside = _register(1, "s2_outside")
+        s2_limited = _register(1, "s2_limited")
+        s2_page_below = _register(1, "s2_page_below")
+        s2_reports = _register(1, "s2_reports")
+        m.d.sync += [
+            s2_ticket.eq(s1_ticket),
+            s2_ticket.second.eq(s1_second),
+            s2_store.eq(s1_store),
+            s2_key.eq(s1_key),
+            s2_begin.eq(s1_begin),
+            s2_end.eq(s1_begin + s1_behind),
+            s2_kind.eq(kind),
+            s2_outcome.eq(outcome),
+            s2_single.eq(s1_op == Op.LDG),
+            s2_ones.eq(tag_load & s1_ata & s1_mtx & s1_half & untagged),
+            s2_asynchronous.eq(asynchronous),
+            # An abort outside the carve-out is one of the tag fetch, which is a read, and so is
+            # the tag check that a permission fault refuses.
+            s2_write.eq(
+                Mux(
+                    kind == ProbeKind.NONE,
+                    (tag_store & (misaligned | forbidden))
+                    | (write & mismatch & ~asynchronous & ~forbidden),
+                    write | tag_store,
+                )
+            ),
+            s2_write_refused.eq(write | tag_store),
+            s2_write_lost.eq(tag_store),
+            # Comparisons take most of a cycle, so that what they decide comes after.
+            s2_block_below.eq(s1_block[:page_bits] < pages[:page_bits]),
+            s2_near.eq(bounded & near_carve_out),
+            s2_inside.eq(bounded & (straddles | (near_carve_out & all_pages))),
+            s2_page_below.eq(s1_page[:page_bits] < pages[:page_bits]),
+            s2_limited.eq(needs_map & ~all_pages),
+            s2_outside.eq(needs_map & ~near_map),
+            s2_reports.eq(bounded),
+        ]
+        with m.If(self.again):
+            m.d.sync += s2_end.eq(~0)
+        with m.If(~first):
+            m.d.sync += s2_begin.eq(0)
+            m.d.sync += s2_reports.eq(0)
+            m.d.sync += [s2_outcome.eq(Outcome.PASS), s2_write_refused.eq(0), s2_write_lost.eq(0)]
+            with m.If(kind == ProbeKind.NONE):
+                m.d.sync += s2_write.eq(0)
+
+        refused = s2_inside | (s2_near & s2_block_below)
+        lost = s2_outside | (s2_limited & ~s2_page_below)
+        nowhere = refused | lost
+        m.d.comb += [
+            self.detail.ticket.eq(s2_ticket),
+            self.detail.kind.eq(Value.cast(s2_kind) | nowhere.replicate(3)),
+            self.detail.mask.eq(
+                Cat((s2_begin <= place) & (s2_end >= place) for place in range(16))
+            ),
+            self.detail.start.eq(s2_begin),
+            self.detail.key.eq(s2_key),
+            self.detail.store.eq(s2_store),
+            self.detail.single.eq(s2_single),
+            self.detail.ones.eq(s2_ones & ~nowhere),
+            self.detail.asynchronous.eq(s2_asynchronous),
+            self.detail.write.eq(
+                Mux(refused, s2_write_refused, Mux(lost, s2_write_lost, s2_write))
+            ),
+            self.detail.outcome.eq(Mux(s2_reports & nowhere, Outcome.EXTERNAL_ABORT, s2_outcome)),
+        ]
         return m

@@ -68,6 +68,9 @@ class Keeper(wiring.Component):
     rewrite : ``Out(1)``
         Write ``secret_corrected``, which is of the word at ``index``, back to where it is from, if
         it is not damaged.
+    scrubbing : ``Out(1)``
+        A word was read, and will be rewritten: nothing else may be written meanwhile, not even a
+        word of a line that arrives. A register.
     flipping : ``Out(1)``
         With ``enter`` or ``rewrite``: flip bits, as ``flips`` tells.
     unsettled, unsettled_line, urgent, busy_ways, settle, settle_way, settle_poisoned
@@ -115,6 +118,7 @@ class Keeper(wiring.Component):
             "touch": Out(1),
             "sweep": Out(1, init=1),
             "rewrite": Out(1),
+            "scrubbing": Out(1),
             "flipping": Out(1),
             "unsettled": In(1),
             "unsettled_line": In(line),
@@ -295,6 +299,7 @@ class Keeper(wiring.Component):
                     scanned_valid.eq(0),
                     flipping.eq(0),
                     self.owns.eq(self.quiet),
+                    self.scrubbing.eq(0),
                 ]
                 with m.If(self.quiet):
                     with m.If(self.broken):
@@ -326,12 +331,14 @@ class Keeper(wiring.Component):
                                 Cat(word, self.set, way).eq(self.flips.payload.index),
                                 flipping.eq(1),
                             ]
+                        m.d.sync += self.scrubbing.eq(1)
                         m.next = "SCRUB"
                     with m.Elif(scrub_due):
                         m.d.sync += [
                             Cat(word, self.set, way).eq(scrub_index),
                             scrub_index.eq(scrub_index + 1),
                             scrub_due.eq(0),
+                            self.scrubbing.eq(1),
                         ]
                         m.next = "SCRUB"
                     with m.Else():

@@ -150,8 +150,8 @@ def control_layout(config: TagConfig) -> data.StructLayout:
 
     ``tbi``, ``mtx`` and ``tcma`` are indexed by VA[55]; ``ata``, ``tcso`` and ``tcf`` by the
     exception level (0: EL0). The map is there from the end of reset on, for the initialiser. It
-    is not sampled: it changes only while the pipeline is idle, after CLEAN_INVALIDATE of all lines; then the storage
-    of the new map is the firmware's to zero.
+    is not sampled: it changes only while the pipeline is idle, after CLEAN_INVALIDATE of all lines;
+    then the storage of the new map is the firmware's to zero.
     """
     return data.StructLayout(
         {

@@ -317,7 +317,7 @@ class TagCache(wiring.Component):
         m.d.comb += self.looked_up.eq(c3_valid & ~c3_replay & (c3_looks | c3_refuses))
 
         # What is written into the data array: a tag store, a word of a line, or a scrubbed word.
-        m.d.comb += miss.fill.ready.eq(~c3_stores & ~keeper.rewrite)
+        m.d.comb += miss.fill.ready.eq(~c3_stores & ~keeper.scrubbing)
         write_index = Signal(config.index_bits)
         write_lanes = Signal(config.word_granules)
         writes = Signal()

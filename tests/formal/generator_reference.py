@@ -1,20 +1,23 @@
 """Formal spec of the tag generator: the architecture's algorithm, as the architecture states it.
 
-The reference takes whole steps on a ring of 16 lamps, of which one is lit: the tag. It knows of the
-unit nothing but its ports and :data:`LATENCY`.
+The reference takes a step a cycle on a ring of 16 lamps, of which one is lit: the tag. It knows of
+the unit nothing but its ports and :data:`LATENCY`; the lemmas know more, and lend a hand.
 """
 
-from amaranth.hdl import Assert, Assume, Cat, Const, Cover, Module, Mux, Signal, Value
+from amaranth.hdl import Assert, Assume, Cat, Cover, Module, Mux, Signal, Value
 from amaranth.lib import wiring
 from emte.rtl.config import TagConfig
 from emte.rtl.layouts import GenerateOp, rgsr_layout
 from emte.rtl.tag_generator import TagGenerator
+from generator_lemmas import Known, lemmas
 from unit_spec import UnitSpec
 
 TAGS = 16
 ENTROPY_BITS = 32
-LATENCY = 3
+LATENCY = 19
 """Cycles from the transfer of a request to its response."""
+PART = 10
+"""Cycles of the unit that a proof needs with the lemmas: its longest part."""
 
 
 def _number(lamps: Value) -> Value:
@@ -22,50 +25,27 @@ def _number(lamps: Value) -> Value:
     return Cat(Cat(lamps[n] for n in range(TAGS) if n >> bit & 1).any() for bit in range(4))
 
 
-def _choose_non_excluded(m: Module, tag: Value, offset: Value, allowed: Value) -> Value:
-    """ChooseNonExcludedTag: number of the tag at the end of the walk, if any tag is allowed.
+def _past_excluded(m: Module, here: Value, allowed: Value) -> Value:
+    """The lamp, or if it is excluded the next one that is allowed."""
+    for _ in range(TAGS - 1):
+        moved = Signal(TAGS)
+        m.d.comb += moved.eq((here & allowed) | (here & ~allowed).rotate_left(1))
+        here = moved
+    return here
 
-    With offset 0 an excluded tag moves on to the next that is allowed. Else each of the steps moves
-    by one, and then past the excluded ones. The ring is turned so that the walk starts at lamp 0.
+
+def _share(m: Module, tags: Value, number: Value) -> tuple[Value, Value]:
+    """Each of so many tags has an equal share of the range of entropy: where a share begins.
+
+    Also, is there a share of this number? The one that begins at 0 has number 0.
     """
-    turned = Signal(TAGS)
-    m.d.comb += turned.eq(Cat(allowed, allowed).bit_select(tag, TAGS))
-
-    def past_excluded(here: Value) -> Value:
-        for _ in range(TAGS - 1):
-            moved = Signal(TAGS)
-            m.d.comb += moved.eq((here & turned) | (here & ~turned).rotate_left(1))
-            here = moved
-        return here
-
-    here: Value = Const(1, TAGS)
-    end = Signal(TAGS)
-    m.d.comb += end.eq(past_excluded(here))
-    for steps in range(1, TAGS):
-        here = past_excluded(here.rotate_left(1))
-        with m.If(offset == steps):
-            m.d.comb += end.eq(here)
-    return (tag + _number(end))[:4]
-
-
-def _choose_by_entropy(m: Module, entropy: Value, allowed: Value) -> Value:
-    """Number of the tag that entropy picks: each allowed one has an equal share of its range."""
-    total = Signal(range(TAGS + 1))
-    rank = Signal(range(TAGS))
-    m.d.comb += total.eq(sum(allowed[n] for n in range(TAGS)))
-    with m.Switch(total):
-        for tags in range(2, TAGS + 1):
-            shares = [-(-(number << ENTROPY_BITS) // tags) for number in range(1, tags)]
-            with m.Case(tags):
-                m.d.comb += rank.eq(sum(entropy >= begin for begin in shares))
-    below: Value | int = 0
-    lamps = Signal(TAGS)
-    for n in range(TAGS):
-        m.d.comb += lamps[n].eq(allowed[n] & (below == rank))
-        count = Signal(range(TAGS + 1))
-        m.d.comb += count.eq(below + allowed[n])
-        below = count
-    return _number(lamps)
+    begin = Signal(ENTROPY_BITS)
+    with m.Switch(Cat(number, tags)):
+        for n in range(2, TAGS + 1):
+            for k in range(1, n):
+                with m.Case(n << len(number) | k):
+                    m.d.comb += begin.eq(-(-(k << ENTROPY_BITS) // n))
+    return begin, begin != 0
 
 
 def _shifted(seed: Value) -> tuple[Value, Value]:
@@ -83,8 +63,8 @@ class TagGeneratorSpec(UnitSpec):
     ----------
     config : :class:`TagConfig`
         Means nothing to the generator.
-    longest : int
-        Offset of the longest walk that is asked for.
+    lemmas : bool
+        Assert the lemmas, too.
     unit : :class:`amaranth.lib.wiring.Component`
         What is to be held to it, instead of the generator.
 
@@ -95,10 +75,10 @@ class TagGeneratorSpec(UnitSpec):
         self,
         config: TagConfig,
         *,
-        longest: int = TAGS - 1,
+        lemmas: bool = False,
         unit: wiring.Component | None = None,
     ) -> None:
-        self.longest = longest
+        self.lemmas = lemmas
         super().__init__(unit or TagGenerator(config))
 
     def specify(self, m: Module) -> None:
@@ -128,43 +108,55 @@ class TagGeneratorSpec(UnitSpec):
             Assert(unit.idle == free, "idle is not told"),
         ]
 
-        # What: the choice is made, and RGSR updated, at the transfer of the request.
+        # What: all that the choice depends on is read at the transfer of the request.
         rgsr = Signal(rgsr_layout(), init={"seed": 1})
-        allowed = Signal(TAGS)
-        able = Signal()
         random_offset, next_seed = _shifted(rgsr.seed)
-        m.d.comb += [
-            able.eq(Mux(request.payload.el0, unit.ata[0], unit.ata[1])),
-            allowed.eq(~(gcr.exclude | Mux(irg, request.payload.exclude, 0))),
-        ]
         offset = Signal(4)
-        m.d.comb += [
-            offset.eq(Mux(irg, random_offset, request.payload.tag_offset)),
-            Assume(~asked | (offset <= self.longest), "no longer walk is asked for"),
-        ]
-        walked = _choose_non_excluded(m, Mux(irg, rgsr.tag, request.payload.tag), offset, allowed)
-        picked = _choose_by_entropy(m, request.payload.entropy, allowed)
-        choice = Signal(4)
-        with m.If(able & allowed.any()):
-            m.d.comb += choice.eq(Mux(irg & gcr.rrnd, picked, walked))
-
-        expected = Signal(4)
         was_allowed = Signal(TAGS)
         was_able = Signal()
         was_irg = Signal()
         was_random = Signal()
         was_offset = Signal(4)
+        was_entropy = Signal(ENTROPY_BITS)
+        left = Signal(4)
+        here = Signal(TAGS)
+        start = Signal(4)
+        m.d.comb += [
+            offset.eq(Mux(irg, random_offset, request.payload.tag_offset)),
+            start.eq(Mux(irg, Mux(gcr.rrnd, 0, rgsr.tag), request.payload.tag)),
+        ]
         with m.If(asked):
             m.d.sync += [
-                expected.eq(choice),
-                was_allowed.eq(allowed),
-                was_able.eq(able),
+                was_allowed.eq(~(gcr.exclude | Mux(irg, request.payload.exclude, 0))),
+                was_able.eq(Mux(request.payload.el0, unit.ata[0], unit.ata[1])),
                 was_irg.eq(irg),
                 was_random.eq(irg & gcr.rrnd),
                 was_offset.eq(offset),
+                was_entropy.eq(request.payload.entropy),
+                left.eq(offset),
+                here.eq(1 << start),
             ]
-            with m.If(irg & ~gcr.rrnd & able):
-                m.d.sync += [rgsr.tag.eq(choice), rgsr.seed.eq(next_seed)]
+
+        # ChooseNonExcludedTag: with offset 0 an excluded tag moves on to the next that is allowed.
+        # Else each of the steps moves by one, and then past the excluded ones. Entropy goes from
+        # the lowest allowed tag a step for each share whose begin it has reached.
+        total = Signal(range(TAGS + 1))
+        begin, is_share = _share(m, total, (age - 1)[:4])
+        steps = Signal()
+        m.d.comb += [
+            total.eq(sum(was_allowed[n] for n in range(TAGS))),
+            steps.eq(Mux(was_random, is_share & (was_entropy >= begin), left != 0)),
+        ]
+        with m.If(~free & (age <= TAGS)):
+            moved = Mux(steps, here.rotate_left(1), here)
+            m.d.sync += [here.eq(_past_excluded(m, moved, was_allowed)), left.eq(left - steps)]
+        expected = Signal(4)
+        m.d.comb += expected.eq(Mux(was_able & was_allowed.any(), _number(here), 0))
+
+        with m.If(asked & irg & ~gcr.rrnd & Mux(request.payload.el0, unit.ata[0], unit.ata[1])):
+            m.d.sync += rgsr.seed.eq(next_seed)
+        with m.If((age == LATENCY) & was_irg & ~was_random & was_able):
+            m.d.sync += rgsr.tag.eq(expected)
         with m.If(generate.rgsr_write):
             m.d.sync += rgsr.eq(generate.rgsr_value)
         with m.If(response.valid):
@@ -180,13 +172,8 @@ class TagGeneratorSpec(UnitSpec):
                     "no tag is allowed, or tag access is disabled, and the tag is not 0",
                 ),
                 Assert(~was_random | right, "not the tag that entropy picks"),
+                Assert(was_random | right, "not the tag at the end of the walk"),
             ]
-            # One assertion for each offset: together they are beyond a solver.
-            for steps in range(self.longest + 1):
-                m.d.comb += Assert(
-                    was_random | (was_offset != steps) | right,
-                    f"not the tag after a walk of {steps:02}",
-                )
         with m.Else():
             m.d.comb += Assert(response.payload.tag == 0, "the response shows before it is valid")
         held = Signal()  # the response was there in the last cycle, too
@@ -206,6 +193,24 @@ class TagGeneratorSpec(UnitSpec):
                 seed_of_zero | generate.rgsr.seed[:16].any(), "the LFSR is stuck at a seed of zero"
             ),
         ]
+
+        if self.lemmas:
+            known = Known(
+                age=age,
+                last=LATENCY,
+                asked=asked,
+                start=start,
+                allowed=was_allowed,
+                able=was_able,
+                random=was_random,
+                update=was_irg & ~was_random & was_able,
+                offset=was_offset,
+                entropy=was_entropy,
+                here=here,
+                left=left,
+                steps=steps,
+            )
+            lemmas(m, self, known)
 
         answered = response.valid & response.ready
         m.d.comb += [

@@ -31,16 +31,16 @@ class MissUnitSpec(UnitSpec):
         What is to be held to it, instead of the miss unit of that geometry.
 
     Assumed of the cache: the rules that the unit's documentation gives for each strobe; no line is
-    in two MSHRs; ways that are told to be busy are not taken; a line is not written back while it is
-    fetched; the words of a line are all written before ``evict_done``; tag storage stays where it
-    is. Assumed of the memory: a write is answered at its end, and beats come for reads alone. The
-    order of answers, and the time that any of them takes, is free.
+    in two MSHRs; ways that are told to be busy are not taken; a line is not written back while it
+    is fetched; the words of a line are all written before ``evict_done``; tag storage stays where
+    it is. Assumed of the memory: a write is answered at its end, and beats come for reads alone.
+    The order of answers, and the time that any of them takes, is free.
 
-    **No MSHR leaks.** In every cycle in which an MSHR is valid and not filled, somebody is asked for
-    something that brings it nearer to that: storage for an address, a word, a beat or an answer,
-    the cache for a place, for room in the array, or to drop a broken line; or that has been so within
-    the last cycles. Each MSHR asks a bounded number of times, and those that come later never keep
-    one from asking; so if all who are asked answer in time, it is filled in time.
+    **No MSHR leaks.** In every cycle in which an MSHR is valid and not filled, somebody is asked
+    for something that brings it nearer to that: storage for an address, a word, a beat or an
+    answer, the cache for a place, for room in the array, or to drop a broken line; or that has been
+    so within the last cycles. Each MSHR asks a bounded number of times, and those that come later
+    never keep one from asking; so if all who are asked answer in time, it is filled in time.
     """
 
     def __init__(self, config: TagConfig, *, unit: wiring.Component | None = None) -> None:
@@ -391,7 +391,7 @@ class MissUnitSpec(UnitSpec):
 
         # Somebody is asked, as long as something is wanted.
         writing = memory.awvalid | memory.wvalid | loading | (addressed & sent).any()
-        reading = memory.arvalid | (~memory.rvalid & Cat(o.any() for o in owed).any())
+        reading = memory.arvalid | (~memory.rvalid & asked & (came != config.line_words))
         storing = fill.valid | unit.unsettled | unit.broken | r
         patience = Signal(range(PATIENCE + 2))
         write_patience = Signal(range(PATIENCE + 2))

@@ -49,10 +49,12 @@ class Wrapper(wiring.Component):
                     connect(m, flipped(outside), inside)
                 else:
                     connect(m, inside, flipped(outside))
-            elif member.flow == In:
-                m.d.comb += inside.eq(outside)
             else:
-                m.d.comb += outside.eq(inside)
+                driven, driving = (inside, outside) if member.flow == In else (outside, inside)
+                pairs = (
+                    zip(driven, driving, strict=True) if member.dimensions else [(driven, driving)]
+                )
+                m.d.comb += [target.eq(source) for target, source in pairs]
         self.change(m)
         return m
 

@@ -1,0 +1,197 @@
+"""Lemmas of the tag generator's spec: how far the unit is in each cycle, and how far the reference.
+
+They tell what stands in the unit's registers when it begins with each of its three parts, and how
+the lamp's way is counted: by the rank that the unit looks for. So the proof of each part needs the
+few cycles of this part alone.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from amaranth.hdl import Assert, Cat, Module, Mux, Signal, Value
+from unit_spec import UnitSpec
+
+__all__ = ["Known", "lemmas"]
+
+TAGS = 16
+COUNTED = 7
+"""Cycles from the request until the number of allowed tags is there."""
+RANKED = 14
+"""… and until the rank is."""
+ARRIVED = 17
+"""… and until the lamp of the reference stands still."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the spec knows of the request that is under way.
+
+    Attributes
+    ----------
+    age : Value
+        Cycles since its transfer; 0 if there is none.
+    last : int
+        The age at which the response is there.
+    asked : Value
+        A request is transferred.
+    start : Value
+        It starts at this tag.
+    allowed, able, random, update, offset, entropy : Value
+        As they were at the transfer.
+    here, left, steps : Value
+        Where the lamp is, how many steps it has to go, and does it go one?
+    """
+
+    age: Value
+    last: int
+    asked: Value
+    start: Value
+    allowed: Value
+    able: Value
+    random: Value
+    update: Value
+    offset: Value
+    entropy: Value
+    here: Value
+    left: Value
+    steps: Value
+
+
+def lemmas(m: Module, spec: UnitSpec, known: Known) -> None:
+    """Assert the lemmas."""
+    for name, holds in _lemmas(m, spec, known):
+        m.d.comb += Assert(holds, f"lemma: {name}")
+
+
+def _lemmas(m: Module, spec: UnitSpec, known: Known) -> Iterator[tuple[str, Value]]:
+    age, last = known.age, known.last
+    free, done = age == 0, age == last
+
+    def at(first: int, holds: Value, until: int = last) -> Value:
+        return ~((age >= first) & (age <= until)) | holds
+
+    # Control.
+    cycle = spec.see(m, "cycle", 5)
+    scan = spec.see(m, "scan", 2)
+    yield (
+        "the number of a cycle",
+        Mux(
+            free,
+            (cycle == 2) | (cycle == last + 1),
+            (cycle == age + 1) | (done & (cycle == 2)),
+        ),
+    )
+    whole, begin, end = 1, 2, 3
+    with_scan = {2: whole, 3: whole, 4: whole, 12: begin, 13: whole, 14: whole, 15: whole, 16: end}
+    expected_scan = Signal(2)
+    with m.Switch(cycle):
+        for number, value in with_scan.items():
+            with m.Case(number):
+                m.d.comb += expected_scan.eq(value)
+    yield "what is scanned", scan == expected_scan
+
+    # What was read of the request.
+    start = Signal(4)
+    with m.If(known.asked):
+        m.d.sync += start.eq(known.start)
+    leaves = known.offset.any() & ~known.random
+    first = Signal(4)
+    goes = Signal(4)
+    m.d.comb += [
+        first.eq(Mux(known.random, 0, start + leaves)),
+        goes.eq(Mux(known.random, 0, known.offset - leaves)),
+    ]
+    for name, shape, since, value in (
+        ("random", 1, 1, known.random),
+        ("update", 1, 1, known.update),
+        ("secret_allowed", TAGS, 1, Mux(known.able, known.allowed, 0)),
+        ("secret_entropy", 32, 1, known.entropy),
+        ("secret_offset", 4, 1, known.offset),
+        ("secret_first", 4, 2, first),
+        ("secret_steps", 4, 2, goes),
+    ):
+        holds = spec.see(m, name, shape) == value
+        if name in ("secret_first", "secret_offset"):
+            pass
+        if name == "secret_offset":
+            holds = known.random | holds
+        yield f"{name} is what was asked for", at(since, holds)
+    yield "secret_start is what was asked for", at(
+        1, known.random | (spec.see(m, "secret_start", 4) == start)
+    )
+
+    # Counted: the number of tags. Ranked: the rank.
+    total = Signal(range(TAGS + 1))
+    usable = Signal(range(TAGS + 1))
+    wanted = Signal(4)
+    m.d.comb += [
+        total.eq(sum(known.allowed[n] for n in range(TAGS))),
+        usable.eq(Mux(known.able, total, 0)),
+    ]
+    product = (known.entropy * total)[32:36]
+    with m.If(age == 1):
+        m.d.sync += wanted.eq(Mux(known.random, product, goes % total))
+    yield "the rank of a walk", at(2, known.random | (wanted == goes % total))
+    yield "the rank by entropy", at(2, ~known.random | (wanted == product))
+    counts = spec.see(m, "secret_sum", 5)
+    yield "the number of tags", at(COUNTED, counts == usable, until=RANKED - 1)
+    ranked = counts == Cat(~wanted, 1)
+    yield "the rank of a walk is found", (age != RANKED) | known.random | ~usable.any() | ranked
+    for n in range(1, TAGS + 1):
+        yield (
+            f"the rank among {n:02} is found",
+            (age != RANKED) | ~known.random | (usable != n) | ranked,
+        )
+
+    # The lamp: allowed lamps between the first one of the order and this one.
+    rank = Signal(4)
+    gone = Signal()
+    with m.If(known.asked):
+        m.d.sync += [rank.eq(0), gone.eq(0)]
+    with m.Elif(~free & known.steps):
+        m.d.sync += gone.eq(1)
+        with m.If(known.random | gone):
+            m.d.sync += rank.eq(Mux(rank + 1 == total, 0, rank + 1))
+    turned = Cat(known.allowed, known.allowed).bit_select(first, TAGS)
+    lamp = Cat(known.here, known.here).bit_select(first, TAGS)
+    passed: Value = lamp[0]
+    before: list[Value] = []
+    for n in range(TAGS):
+        before.append(turned[n] & ~passed)
+        if n + 1 < TAGS:
+            passed = passed | lamp[n + 1]
+    one = sum(known.here[n] for n in range(TAGS)) == 1
+    yield "one lamp is lit", free | one
+    arrived = (known.here & known.allowed).any() & (sum(before) == rank)
+    left_it = known.random | (known.offset == 0) | gone
+    yield "the lamp's rank", at(2, ~total.any() | ~left_it | arrived)
+    yield "the lamp has left", at(2, known.random | (known.offset == 0) | gone)
+    taken = Mux(age > TAGS, TAGS - 1, (age - 1)[:4])
+    yield (
+        "the steps to go",
+        at(
+            1,
+            known.random
+            | (known.left == Mux(known.offset > taken, known.offset - taken, 0)),
+        ),
+    )
+    yield (
+        "the steps that were gone",
+        at(
+            2,
+            known.random
+            | ~total.any()
+            | (rank == (known.offset - known.left - leaves)[:4] % total),
+        ),
+    )
+    reached = Mux(age > ARRIVED, TAGS - 1, (age - 2)[:4])
+    for n in range(1, TAGS + 1):
+        yield (
+            f"the shares that were reached, of {n:02}",
+            at(
+                2,
+                ~known.random
+                | (total != n)
+                | (rank == Mux(wanted > reached, reached, wanted)),
+            ),
+        )
