@@ -18,7 +18,7 @@ from .layouts import (
     map_layout,
 )
 
-__all__ = ["AccessDecoder"]
+__all__ = ["AccessDecoder", "touches_two"]
 
 _PAGE = 12
 """log2 of a page: the tagged memory consists of pages, and no access crosses one."""
@@ -36,6 +36,56 @@ def _table(index: Value, function: Callable[[int], int]) -> Value:
     """One bit, as a function of a few: a table rather than a chain of carries."""
     size = 1 << len(index)
     return Const(sum(function(place) << place for place in range(size)), size).bit_select(index, 1)
+
+
+def _pair(access: data.View, at: int, condition: Callable[[int], bool]) -> Value:
+    """Of two bits of the address and the same two of the size: does their sum meet a condition?"""
+    bits = Cat(access.pa[at : at + 2], access.bytes[at : at + 2])
+    return _table(bits, lambda place: condition(place % 4 + place // 4))
+
+
+def _over(access: data.View) -> tuple[Value, Value]:
+    """Of the last four bits of address and size: is their sum more than 0, more than 16?"""
+    return Cat(access.pa[:4], access.bytes[:4]).any(), (
+        _pair(access, 2, lambda total: total > 4)
+        | (_pair(access, 2, lambda total: total == 4) & _pair(access, 0, lambda total: total > 0))
+        | (_pair(access, 2, lambda total: total == 3) & _pair(access, 0, lambda total: total > 4))
+    )
+
+
+def touches_two(access: data.View) -> Value:
+    """Does an access touch two tag words? Three LUTs deep.
+
+    With up to 64 bytes it does so in the last quarter of a word, if there the sum of place and size
+    is more than 64: the upper pair of bits tells, or leaves it open to what is below. A block
+    larger than that is aligned; only one of 512 bytes has two words. LDG means one granule,
+    whatever its size; LDGM and STGM are within one word, and maintenance is of one line.
+    """
+    may = (
+        (access.op == Op.LOAD)
+        | (access.op == Op.STORE)
+        | (access.op == Op.ATOMIC)
+        | (access.op == Op.STG)
+    )
+    over_0, over_16 = _over(access)
+    wide = access.bytes[9]
+    whole = access.bytes[6]  # 64 bytes: more than 64 with any place but 0
+    quarter = access.pa[6:8].all()
+    # 3: more than 64; 2: if the rest is more than 0; 1: if it is more than 16.
+    code = Cat(
+        may
+        & (
+            wide
+            | (
+                quarter
+                & Mux(whole, access.pa[4:6].any(), _pair(access, 4, lambda t: t > 4 or t == 3))
+            )
+        ),
+        may & (wide | (quarter & whole) | (quarter & _pair(access, 4, lambda total: total >= 4))),
+    )
+    return _table(
+        Cat(over_16, over_0, code), lambda place: (0, place & 1, place >> 1 & 1, 1)[place >> 2]
+    )
 
 
 class AccessDecoder(wiring.Component):
@@ -96,58 +146,21 @@ class AccessDecoder(wiring.Component):
         access = self.admitted.access
         regime = self.admitted.regime
 
-        # Where it ends. With up to 64 bytes it crosses a boundary if the sum of the place before
-        # the boundary and the size is more than 16, 64, …: pairs of bits tell, and what is below
-        # them decides where they leave it open. A larger block is aligned, so its size has no bits
-        # here. A chain of carries would take longer, and a second one for size - 1.
-        def pair(at: int, condition: Callable[[int], bool]) -> Value:
-            bits = Cat(access.pa[at : at + 2], access.bytes[at : at + 2])
-            return _table(bits, lambda place: condition(place % 4 + place // 4))
-
-        over_0 = Cat(access.pa[:4], access.bytes[:4]).any()
-        over_16 = Signal()
-        over_64 = Signal()
-        crosses = Signal()  # from the lower to the upper half of 128 bytes to the next 128
-        m.d.comb += [
-            over_16.eq(
-                pair(2, lambda total: total > 4)
-                | (pair(2, lambda total: total == 4) & pair(0, lambda total: total > 0))
-                | (pair(2, lambda total: total == 3) & pair(0, lambda total: total > 4))
-            ),
-            over_64.eq(
-                Mux(
-                    access.bytes[6],
-                    access.pa[:6].any(),
-                    pair(4, lambda total: total > 4)
-                    | (pair(4, lambda total: total == 4) & over_0)
-                    | (pair(4, lambda total: total == 3) & over_16),
-                )
-            ),
-            crosses.eq(access.pa[6] & over_64),
-        ]
-        wide = access.bytes[9]
-        one_granule = access.op == Op.LDG
-        of_bytes = (
-            (access.op == Op.LOAD)
-            | (access.op == Op.STORE)
-            | (access.op == Op.ATOMIC)
-            | (access.op == Op.STG)
-        )
-        m.d.comb += self.two.eq(of_bytes & (wide | (access.pa[7] & crosses)))
-
         # Granules behind the first one. Those of an aligned block fall out of the same sum: 0 - 1.
+        over_0, over_16 = _over(access)
         behind = Cat(
             *(
                 _table(
                     Cat(access.bytes[4:7], over_0, over_16),
                     lambda place, bit=bit: (
-                        (place % 8 - 1 + place // 8 % 2 + place // 16) >> bit & 1
+                        (place % 8 + place // 8 % 2 + place // 16 - 1) >> bit & 1
                     ),
                 )
                 for bit in range(3)
             ),
-            access.bytes[8] | wide,
+            access.bytes[8:].any(),
         )
+        m.d.comb += self.two.eq(touches_two(access))
 
         # The control bits that apply to it.
         half = access.va[55]
@@ -190,8 +203,7 @@ class AccessDecoder(wiring.Component):
         s1_tag_checked = _register(1, "s1_tag_checked")
         s1_begin = _register(4, "s1_begin")
         s1_behind = _register(4, "s1_behind")
-        s1_reaches_1 = _register(1, "s1_reaches_1")
-        s1_reaches_3 = _register(1, "s1_reaches_3")
+        s1_wide = _register(1, "s1_wide")
         # The word's number within its page, and the page's within the map; the block's number
         # within the carve-out. The topmost bit is a sign.
         place_bits = _PAGE - 8
@@ -222,13 +234,15 @@ class AccessDecoder(wiring.Component):
                 s1_canonical.eq(canonical),
                 s1_tag_checked.eq(tag_checked),
                 s1_begin.eq(access.pa[4:8]),
-                s1_behind.eq(Mux(one_granule, 0, behind)),
-                s1_reaches_1.eq((crosses & ~one_granule) | access.bytes[8] | wide),
-                s1_reaches_3.eq(wide),
+                s1_behind.eq(behind),
+                s1_wide.eq(access.bytes[9]),
                 s1_place.eq(access.pa[8:_PAGE]),
                 s1_page.eq(access.pa[_PAGE:] - self.map.memory_base[_PAGE:]),
                 s1_block.eq(access.pa[_BLOCK:] - self.map.storage_base[_BLOCK:]),
             ]
+            # LDG means one granule, whatever its size.
+            with m.If(access.op == Op.LDG):
+                m.d.sync += s1_behind.eq(0)
         page_bits = config.memory_bits - _PAGE
         m.d.comb += self.word.eq(Cat(s1_place, s1_page[:page_bits]))
         m.d.sync += Assert(
@@ -241,10 +255,14 @@ class AccessDecoder(wiring.Component):
         some = Signal()
         m.d.sync += some.eq(pages.any())
         all_pages = pages[page_bits]
+        end = Signal(4)
+        m.d.comb += end.eq(s1_begin + s1_behind)
+        # Of one block up to the next, or of a larger one.
+        reaches_next = (end[3] ^ s1_begin[3]) | s1_behind[3]
         straddles = (
             some
             & s1_block[2:].all()
-            & ((s1_reaches_1 & s1_block[:2].all()) | (s1_reaches_3 & s1_block[:2].any()))
+            & ((reaches_next & s1_block[:2].all()) | (s1_wide & s1_block[:2].any()))
         )
         near_carve_out = ~s1_block[page_bits:].any()
         near_map = ~s1_page[page_bits:].any()
@@ -319,7 +337,7 @@ class AccessDecoder(wiring.Component):
             s2_store.eq(s1_store),
             s2_key.eq(s1_key),
             s2_begin.eq(s1_begin),
-            s2_end.eq(s1_begin + s1_behind),
+            s2_end.eq(end),
             s2_kind.eq(kind),
             s2_outcome.eq(outcome),
             s2_single.eq(s1_op == Op.LDG),

@@ -51,7 +51,10 @@ class TagConfig:
     sets: int = _parameter(64, "sets of the tag cache (a power of two)")
     ways: int = _parameter(8, "ways of each set (a power of two, at most 16)")
     line_bytes: int = _parameter(64, "bytes of tags in a line (a power of two, 16 to 128)")
-    mshrs: int = _parameter(4, "refills outstanding at a time (a power of two, at most `ways`)")
+    mshrs: int = _parameter(
+        None,
+        "refills outstanding at a time (a power of two, at most `ways`; 4 if left out, or less)",
+    )
     waiting: int = _parameter(16, "probes that wait for a line (a power of two, 16 to 64)")
     held: int = _parameter(16, "accesses that the barrier holds at a time (2 to 64)")
     branches: int = _parameter(8, "names of unresolved branches (1 to 32)")
@@ -73,6 +76,8 @@ class TagConfig:
     """Largest block of one access: DC ZVA with DCZID_EL0.BS = 7."""
 
     def __post_init__(self) -> None:
+        if self.mshrs is None and isinstance(self.ways, int):
+            object.__setattr__(self, "mshrs", max(min(4, self.ways), 1))
         for f in fields(self):
             value = getattr(self, f.name)
             if isinstance(f.default, enum.Enum):
@@ -91,8 +96,6 @@ class TagConfig:
         if self.mshrs > self.ways:
             # Else all ways of a set may be waited for, and the line that would free one finds none.
             raise ValueError(f"mshrs must be at most ways, {self.ways}, not {self.mshrs!r}")
-        if self.mshrs > 1 << self.axi_id_bits:
-            raise ValueError(f"mshrs must fit axi_id_bits, {self.axi_id_bits}, not {self.mshrs!r}")
         self._check_power("waiting", 16, 64)
         self._check_power("scrub_period", 64, 1 << 24)
         self._check_range("held", 2, 64)
@@ -101,6 +104,8 @@ class TagConfig:
         self._check_range("pa_bits", 32, 52)
         self._check_range("axi_address_bits", 32, 64)
         self._check_range("axi_id_bits", 1, 16)
+        if self.mshrs > 1 << self.axi_id_bits:
+            raise ValueError(f"mshrs must fit axi_id_bits, {self.axi_id_bits}, not {self.mshrs!r}")
         smallest = exact_log2(self.sets) + exact_log2(self.line_bytes) + 6
         self._check_range("memory_bits", smallest, min(self.pa_bits, self.axi_address_bits))
 
@@ -191,7 +196,7 @@ class TagConfig:
         return (self.branches - 1).bit_length()
 
 
-SMALL = TagConfig(sets=2, ways=2, mshrs=2, held=4)
+SMALL = TagConfig(sets=2, ways=2, held=4)
 DEFAULT = TagConfig()
 ECP5 = TagConfig(sets=32, ways=4)
 PRESETS = {"small": SMALL, "default": DEFAULT, "ecp5": ECP5}

@@ -2,16 +2,24 @@ import dataclasses
 import re
 
 import pytest
-from emte.rtl.config import DEFAULT, ECP5, PRESETS, SMALL, Barrier, TagConfig
+from emte.rtl.config import DEFAULT, ECP5, PRESETS, SMALL, Arrays, Barrier, TagConfig
 
 
 def test_init():
     config = TagConfig()
     assert (config.sets, config.ways, config.line_bytes) == (64, 8, 64)
-    assert (config.mshrs, config.held, config.branches, config.id_bits) == (1, 16, 8, 6)
+    assert (config.mshrs, config.held, config.branches, config.id_bits) == (4, 16, 8, 6)
     assert (config.pa_bits, config.memory_bits) == (52, 40)
     assert (config.axi_address_bits, config.axi_id_bits) == (48, 4)
+    assert (config.waiting, config.scrub_period, config.injection) == (16, 4096, False)
     assert config.barrier is Barrier.OBLIVIOUS
+    assert config.arrays is Arrays.PORTABLE
+
+
+@pytest.mark.parametrize(("ways", "mshrs"), [(1, 1), (2, 2), (4, 4), (16, 4)])
+def test_mshrs_left_out(ways, mshrs):
+    assert TagConfig(ways=ways).mshrs == mshrs
+    assert TagConfig(ways=ways, mshrs=1).mshrs == 1
 
 
 def test_init_is_frozen_and_by_keyword():
@@ -80,7 +88,19 @@ def test_branch_bits(branches, branch_bits):
         ({"ways": -1}, "ways must be a power of two from 1 to 16, not -1"),
         ({"line_bytes": 8}, "line_bytes must be a power of two from 16 to 128, not 8"),
         ({"line_bytes": 48}, "line_bytes must be a power of two from 16 to 128, not 48"),
-        ({"mshrs": 2}, "mshrs must be 1 in this version, not 2"),
+        ({"mshrs": 3}, "mshrs must be a power of two from 1 to 16, not 3"),
+        ({"ways": 2, "mshrs": 4}, "mshrs must be at most ways, 2, not 4"),
+        (
+            {"ways": 16, "mshrs": 8, "axi_id_bits": 2},
+            "mshrs must fit axi_id_bits, 2, not 8",
+        ),
+        ({"waiting": 8}, "waiting must be a power of two from 16 to 64, not 8"),
+        (
+            {"scrub_period": 100},
+            "scrub_period must be a power of two from 64 to 16777216, not 100",
+        ),
+        ({"injection": 1}, "injection must be True or False, not 1"),
+        ({"arrays": "ecp5"}, "arrays must be one of Arrays, not 'ecp5'"),
         ({"held": 1}, "held must be from 2 to 64, not 1"),
         ({"held": 65}, "held must be from 2 to 64, not 65"),
         ({"branches": 0}, "branches must be from 1 to 32, not 0"),
@@ -100,7 +120,7 @@ def test_branch_bits(branches, branch_bits):
         ({"ways": 8.0}, "ways must be an integer, not 8.0"),
         ({"held": True}, "held must be an integer, not True"),
         ({"sets": "64"}, "sets must be an integer, not '64'"),
-        ({"barrier": "none"}, "barrier must be a Barrier, not 'none'"),
+        ({"barrier": "none"}, "barrier must be one of Barrier, not 'none'"),
     ],
 )
 def test_init_wrong(parameters, message):

@@ -46,7 +46,7 @@ def test_codes():
         "ASYM": 3,
     }
     assert {op.name: op.value for op in GenerateOp} == {"IRG": 0, "ADDG": 1, "SUBG": 2}
-    assert len({kind.value for kind in ProbeKind}) == len(ProbeKind) == 7
+    assert len({kind.value for kind in ProbeKind}) == len(ProbeKind) == 8
 
 
 def test_access():
@@ -94,45 +94,40 @@ def test_verdict():
         "tags": 64,
     }
     finding = widths(layouts.finding_layout())
-    assert finding == {"outcome": 3, "far": 64, "wnr": 1, "tags": 64}
+    assert finding == {"outcome": 3, "index": 4, "exact": 1, "wnr": 1, "tag": 4}
 
 
 def test_between_the_units():
     access = layouts.access_layout(SMALL)
-    control = layouts.control_layout(SMALL)
+    regime = layouts.regime_layout(SMALL)
     ticket = layouts.ticket_layout(SMALL)
-    assert widths(ticket) == {"id": 6, "speculative": 1, "slot": 2, "half": 1, "el0": 1}
-    assert widths(layouts.request_layout(SMALL)) == {
-        "access": access.size,
-        "control": control.size,
+    assert widths(ticket) == {"number": 8, "direct": 1, "second": 1}
+    assert widths(regime) == {"tbi": 2, "mtx": 2, "tcma": 2, "ata": 2, "tcso": 2, "tcf": 4}
+    assert widths(layouts.map_layout(SMALL)) == {
+        "memory_base": 52,
+        "memory_bytes": 41,
+        "storage_base": 48,
     }
-    assert widths(layouts.admitted_layout(SMALL)) == {
-        "access": access.size,
-        "control": control.size,
-        "ticket": ticket.size,
-    }
-    probe = layouts.probe_layout(SMALL)
-    assert widths(probe) == {
+    request = {"access": access.size, "regime": regime.size}
+    assert widths(layouts.request_layout(SMALL)) == request
+    assert widths(layouts.admitted_layout(SMALL)) == {**request, "ticket": ticket.size, "store": 4}
+    assert widths(layouts.detail_layout(SMALL)) == {
         "ticket": ticket.size,
         "kind": 3,
-        "word": 32,
         "mask": 16,
-        "secret_tags": 64,
-        "address": 64,
+        "start": 4,
+        "key": 4,
+        "store": 4,
         "single": 1,
+        "ones": 1,
         "asynchronous": 1,
         "write": 1,
-        "first": 1,
-        "last": 1,
-    }
-    assert widths(layouts.tag_word_layout(SMALL)) == {
-        "probe": probe.size,
-        "secret_word": 64,
-        "abort": 1,
+        "outcome": 3,
     }
     assert widths(layouts.result_layout(SMALL)) == {
         "ticket": ticket.size,
         "secret_finding": layouts.finding_layout().size,
+        "secret_tags": 64,
     }
 
 
@@ -142,8 +137,6 @@ def test_widths_follow_the_configuration():
     assert (access["id"], access["branches"], access["pa"]) == (3, 5, 44)
     control = widths(layouts.control_layout(config))
     assert (control["memory_base"], control["memory_bytes"]) == (44, 37)
-    assert widths(layouts.ticket_layout(config))["slot"] == 4
-    assert widths(layouts.probe_layout(config))["word"] == 28
     resolve = layouts.resolve_signature(config).members
     assert {name: Shape.cast(member.shape).width for name, member in resolve.items()} == {
         "valid": 1,
