@@ -162,59 +162,88 @@ class AccessDecoder(wiring.Component):
         )
         m.d.comb += self.two.eq(touches_two(access))
 
+        # What kind of access it is.
+        load = access.op == Op.LOAD
+        store = access.op == Op.STORE
+        atomic = access.op == Op.ATOMIC
+        tag_load = (access.op == Op.LDG) | (access.op == Op.LDGM)
+        tag_store = (access.op == Op.STG) | (access.op == Op.STGM)
+        data_access = load | store | atomic
+        maintenance = ~(data_access | tag_load | tag_store)
+        every_line = maintenance & ~access.bytes.any()
+        misaligned = (access.op == Op.STG) & access.pa[:4].any()
+        kind = Signal(ProbeKind)
+        with m.If(tag_load):
+            m.d.comb += kind.eq(ProbeKind.LOAD)
+        with m.Elif(tag_store):
+            m.d.comb += kind.eq(ProbeKind.STORE)
+        with m.Elif(access.op == Op.CLEAN):
+            m.d.comb += kind.eq(ProbeKind.CLEAN)
+        with m.Elif(maintenance):
+            m.d.comb += kind.eq(ProbeKind.CLEAN_INVALIDATE)
+        with m.Else():
+            m.d.comb += kind.eq(ProbeKind.CHECK)
+
         # The control bits that apply to it.
         half = access.va[55]
         level = ~access.el0
         store_only = regime.tcso.bit_select(level, 1)
         ata = regime.ata.bit_select(level, 1)
         mtx = regime.mtx.bit_select(half, 1)
+        mode = Signal(CheckMode)
+        m.d.comb += mode.eq(Mux(access.el0, regime.tcf[0], regime.tcf[1]))
         tag = access.va[56:60]
         canonical = tag == half.replicate(4)
 
-        # Is it checked? A store-only regime makes a write of an atomic, for the report too.
+        # Does it use tags: is it checked, or a tag load or store? A store-only regime makes a write
+        # of an atomic, for the report too. With TCF = none a mismatch would have no effect, so no
+        # tag is looked up, while all else is as if it were checked.
+        write = store | (atomic & store_only)
+        effective = mode != CheckMode.NONE
         tag_checked = (
-            (
-                ((access.op == Op.LOAD) & ~store_only)
-                | (access.op == Op.STORE)
-                | (access.op == Op.ATOMIC)
-            )
+            ((load & ~store_only) | store | atomic)
             & ~access.exempt
             & (regime.tbi.bit_select(half, 1) | mtx)
             & ~(regime.tcma.bit_select(half, 1) & canonical)
-            & ata
             & ~access.tco
         )
+        tag_access = (tag_load | tag_store) & ~misaligned
 
         # Cycle n + 1. All that the second word needs stays for a cycle more.
         s1_second = Signal()
         s1_ticket = _register(self.admitted.ticket.shape(), "s1_ticket")
         s1_store = _register(config.store_bits, "s1_store")
         s1_key = _register(4, "s1_key")
-        s1_op = _register(Op, "s1_op")
         s1_memory = _register(Memory, "s1_memory")
-        s1_all = _register(1, "s1_all")
+        s1_kind = _register(ProbeKind, "s1_kind")
+        s1_single = _register(1, "s1_single")
+        s1_write = _register(1, "s1_write")
+        s1_asynchronous = _register(1, "s1_asynchronous")
         s1_misaligned = _register(1, "s1_misaligned")
-        s1_half = _register(1, "s1_half")
-        s1_mtx = _register(1, "s1_mtx")
-        s1_ata = _register(1, "s1_ata")
-        s1_store_only = _register(1, "s1_store_only")
-        s1_mode = _register(CheckMode, "s1_mode")
-        s1_canonical = _register(1, "s1_canonical")
-        s1_tag_checked = _register(1, "s1_tag_checked")
+        s1_bounded = _register(1, "s1_bounded")  # it may not touch the carve-out
+        s1_mapped = _register(1, "s1_mapped")  # if tagged, it is to be within the map
+        s1_all = _register(1, "s1_all")  # it is of all lines
+        s1_probes = _register(1, "s1_probes")  # it wants a tag word of tagged memory
+        s1_uses = _register(1, "s1_uses")  # it uses tags
+        # What follows if it uses tags of memory that has none.
+        s1_forbidden = _register(1, "s1_forbidden")
+        s1_mismatch = _register(1, "s1_mismatch")
+        s1_ones = _register(1, "s1_ones")
         s1_begin = _register(4, "s1_begin")
         s1_behind = _register(4, "s1_behind")
         s1_wide = _register(1, "s1_wide")
         # The word's number within its page, and the page's within the map; the block's number
         # within the carve-out. The topmost bit is a sign.
-        place_bits = _PAGE - 8
-        s1_place = _register(place_bits, "s1_place")
+        s1_place = _register(_PAGE - 8, "s1_place")
         s1_page = _register(config.pa_bits - _PAGE + 1, "s1_page")
         s1_block = _register(max(config.pa_bits, config.axi_address_bits) - _BLOCK + 1, "s1_block")
         m.d.sync += [
             self.word_valid.eq(self.admitted_valid | self.again),
-            self.again.eq(self.admitted_valid & self.two),
+            self.again.eq(self.two),
             s1_second.eq(self.again),
         ]
+        with m.If(~self.admitted_valid):
+            m.d.sync += self.again.eq(0)
         with m.If(self.again):
             m.d.sync += s1_place.eq(s1_place + 1)
         with m.Else():
@@ -222,17 +251,22 @@ class AccessDecoder(wiring.Component):
                 s1_ticket.eq(self.admitted.ticket),
                 s1_store.eq(self.admitted.store),
                 s1_key.eq(tag),
-                s1_op.eq(access.op),
                 s1_memory.eq(access.memory),
-                s1_all.eq(~access.bytes.any()),
-                s1_misaligned.eq(access.pa[:4].any()),
-                s1_half.eq(half),
-                s1_mtx.eq(mtx),
-                s1_ata.eq(ata),
-                s1_store_only.eq(store_only),
-                s1_mode.eq(Mux(access.el0, regime.tcf[0], regime.tcf[1])),
-                s1_canonical.eq(canonical),
-                s1_tag_checked.eq(tag_checked),
+                s1_kind.eq(kind),
+                s1_single.eq(access.op == Op.LDG),
+                s1_write.eq(write),
+                s1_asynchronous.eq((mode == CheckMode.ASYNC) | ((mode == CheckMode.ASYM) & write)),
+                s1_misaligned.eq(misaligned),
+                s1_bounded.eq(~(maintenance | misaligned)),
+                s1_mapped.eq(~(every_line | misaligned)),
+                s1_all.eq(every_line),
+                s1_probes.eq(
+                    (maintenance & ~every_line) | (ata & ((tag_checked & effective) | tag_access))
+                ),
+                s1_uses.eq(ata & (tag_checked | tag_access)),
+                s1_forbidden.eq(tag_store & mtx),
+                s1_mismatch.eq(data_access & effective & mtx & ~canonical),
+                s1_ones.eq(tag_load & mtx & half),
                 s1_begin.eq(access.pa[4:8]),
                 s1_behind.eq(behind),
                 s1_wide.eq(access.bytes[9]),
@@ -242,7 +276,7 @@ class AccessDecoder(wiring.Component):
             ]
             # LDG means one granule, whatever its size.
             with m.If(access.op == Op.LDG):
-                m.d.sync += s1_behind.eq(0)
+                m.d.sync += [s1_behind.eq(0), s1_wide.eq(0)]
         page_bits = config.memory_bits - _PAGE
         m.d.comb += self.word.eq(Cat(s1_place, s1_page[:page_bits]))
         m.d.sync += Assert(
@@ -252,65 +286,53 @@ class AccessDecoder(wiring.Component):
         # Is it in the map, does it touch the carve-out? The map has as many pages as the carve-out
         # has blocks. An access that begins before the carve-out may reach into it.
         pages = self.map.memory_bytes[_PAGE:]
-        some = Signal()
-        m.d.sync += some.eq(pages.any())
-        all_pages = pages[page_bits]
-        end = Signal(4)
-        m.d.comb += end.eq(s1_begin + s1_behind)
-        # Of one block up to the next, or of a larger one.
-        reaches_next = (end[3] ^ s1_begin[3]) | s1_behind[3]
-        straddles = (
-            some
-            & s1_block[2:].all()
-            & ((reaches_next & s1_block[:2].all()) | (s1_wide & s1_block[:2].any()))
-        )
+        some_page = Signal()
+        m.d.sync += some_page.eq(pages.any())
         near_carve_out = ~s1_block[page_bits:].any()
         near_map = ~s1_page[page_bits:].any()
+        # Granule of its last byte; and does it go on from half a word to the next one?
+        low = Cat(s1_begin[:2], s1_behind[:2])
+        carry_2 = _table(low, lambda place: place % 4 + place // 4 > 3)
+        upper = Cat(s1_begin[2:], s1_behind[2:], carry_2)
+        end = Cat(
+            *(
+                _table(low, lambda place, bit=bit: place % 4 + place // 4 >> bit & 1)
+                for bit in range(2)
+            ),
+            *(
+                _table(
+                    upper,
+                    lambda place, bit=bit: place % 4 + place // 4 % 4 + place // 16 >> bit & 1,
+                )
+                for bit in range(2)
+            ),
+        )
+        goes_on = s1_behind[3] | (
+            (s1_begin[2] & s1_behind[2]) | ((s1_begin[2] | s1_behind[2]) & carry_2)
+        )
 
-        # What becomes of it, if it lies where it may. With TCF = none a mismatch would have no
-        # effect, so no tag is looked up.
-        data_access = (s1_op == Op.LOAD) | (s1_op == Op.STORE) | (s1_op == Op.ATOMIC)
-        tag_load = (s1_op == Op.LDG) | (s1_op == Op.LDGM)
-        tag_store = (s1_op == Op.STG) | (s1_op == Op.STGM)
-        maintenance = ~(data_access | tag_load | tag_store)
-        write = (s1_op == Op.STORE) | ((s1_op == Op.ATOMIC) & s1_store_only)
-        asynchronous = (s1_mode == CheckMode.ASYNC) | ((s1_mode == CheckMode.ASYM) & write)
-        checked = s1_tag_checked & (s1_mode != CheckMode.NONE)
-        tag_access = (tag_load | tag_store) & s1_ata
+        # What becomes of it, if it lies where it may.
         tagged = s1_memory == Memory.TAGGED
         untagged = s1_memory == Memory.UNTAGGED
-        misaligned = (s1_op == Op.STG) & s1_misaligned
-        forbidden = (tag_store & s1_ata & s1_mtx & untagged) | (
-            (s1_tag_checked | tag_access) & ~(tagged | untagged)
-        )
-        mismatch = checked & s1_mtx & untagged & ~s1_canonical
-        bounded = ~(misaligned | forbidden | maintenance)
-        needs_map = tagged & (bounded | (maintenance & ~s1_all))
-        first = ~s1_second
-        kind = Signal(ProbeKind, init=ProbeKind.NONE)
+        forbidden = s1_uses & ((untagged & s1_forbidden) | ~(tagged | untagged))
+        mismatch = s1_uses & untagged & s1_mismatch
+        bounded = s1_bounded & ~forbidden
+        wanted = Signal(ProbeKind, init=ProbeKind.NONE)
+        with m.If(s1_all):
+            m.d.comb += wanted.eq(
+                Mux(s1_kind == ProbeKind.CLEAN, ProbeKind.CLEAN_ALL, ProbeKind.CLEAN_INVALIDATE_ALL)
+            )
+        with m.Elif(tagged & s1_probes):
+            m.d.comb += wanted.eq(s1_kind)
         outcome = Signal(Outcome)
-        with m.If(maintenance):
-            with m.If(s1_op == Op.CLEAN):
-                m.d.comb += kind.eq(Mux(s1_all, ProbeKind.CLEAN_ALL, ProbeKind.CLEAN))
-            with m.Else():
-                m.d.comb += kind.eq(
-                    Mux(s1_all, ProbeKind.CLEAN_INVALIDATE_ALL, ProbeKind.CLEAN_INVALIDATE)
-                )
-            with m.If(~s1_all & ~tagged):
-                m.d.comb += kind.eq(ProbeKind.NONE)
-        with m.Elif(tagged & ~misaligned):
-            with m.If(checked):
-                m.d.comb += kind.eq(ProbeKind.CHECK)
-            with m.Elif(tag_access):
-                m.d.comb += kind.eq(Mux(tag_load, ProbeKind.LOAD, ProbeKind.STORE))
-        with m.If(misaligned):
+        with m.If(s1_misaligned):
             m.d.comb += outcome.eq(Outcome.ALIGNMENT_FAULT)
         with m.Elif(forbidden):
             m.d.comb += outcome.eq(Outcome.PERMISSION_FAULT)
         with m.Elif(mismatch):
-            m.d.comb += outcome.eq(Mux(asynchronous, Outcome.ASYNC, Outcome.TAG_CHECK_FAULT))
+            m.d.comb += outcome.eq(Mux(s1_asynchronous, Outcome.ASYNC, Outcome.TAG_CHECK_FAULT))
 
-        # Cycle n + 2. The places are compared by now, and have the last word.
+        # Cycle n + 2. Where it lies has the last word; to compare that takes most of a cycle.
         s2_ticket = _register(s1_ticket.shape(), "s2_ticket")
         s2_store = _register(config.store_bits, "s2_store")
         s2_key = _register(4, "s2_key")
@@ -322,15 +344,16 @@ class AccessDecoder(wiring.Component):
         s2_ones = _register(1, "s2_ones")
         s2_asynchronous = _register(1, "s2_asynchronous")
         s2_write = _register(1, "s2_write")
-        s2_write_refused = _register(1, "s2_write_refused")
-        s2_write_lost = _register(1, "s2_write_lost")
-        s2_inside = _register(1, "s2_inside")
+        s2_tag_store = _register(1, "s2_tag_store")
+        s2_reports = _register(1, "s2_reports")
+        s2_before = _register(1, "s2_before")
+        s2_reaches = _register(1, "s2_reaches")
         s2_near = _register(1, "s2_near")
-        s2_block_below = _register(1, "s2_block_below")
+        s2_block_beyond = _register(1, "s2_block_beyond")
         s2_outside = _register(1, "s2_outside")
         s2_limited = _register(1, "s2_limited")
-        s2_page_below = _register(1, "s2_page_below")
-        s2_reports = _register(1, "s2_reports")
+        s2_page_beyond = _register(1, "s2_page_beyond")
+        tag_stored = s1_kind == ProbeKind.STORE
         m.d.sync += [
             s2_ticket.eq(s1_ticket),
             s2_ticket.second.eq(s1_second),
@@ -338,43 +361,34 @@ class AccessDecoder(wiring.Component):
             s2_key.eq(s1_key),
             s2_begin.eq(s1_begin),
             s2_end.eq(end),
-            s2_kind.eq(kind),
+            s2_kind.eq(wanted),
             s2_outcome.eq(outcome),
-            s2_single.eq(s1_op == Op.LDG),
-            s2_ones.eq(tag_load & s1_ata & s1_mtx & s1_half & untagged),
-            s2_asynchronous.eq(asynchronous),
-            # An abort outside the carve-out is one of the tag fetch, which is a read, and so is
-            # the tag check that a permission fault refuses.
-            s2_write.eq(
-                Mux(
-                    kind == ProbeKind.NONE,
-                    (tag_store & (misaligned | forbidden))
-                    | (write & mismatch & ~asynchronous & ~forbidden),
-                    write | tag_store,
-                )
-            ),
-            s2_write_refused.eq(write | tag_store),
-            s2_write_lost.eq(tag_store),
-            # Comparisons take most of a cycle, so that what they decide comes after.
-            s2_block_below.eq(s1_block[:page_bits] < pages[:page_bits]),
-            s2_near.eq(bounded & near_carve_out),
-            s2_inside.eq(bounded & (straddles | (near_carve_out & all_pages))),
-            s2_page_below.eq(s1_page[:page_bits] < pages[:page_bits]),
-            s2_limited.eq(needs_map & ~all_pages),
-            s2_outside.eq(needs_map & ~near_map),
+            s2_single.eq(s1_single),
+            s2_ones.eq(s1_uses & untagged & s1_ones),
+            s2_asynchronous.eq(s1_asynchronous),
+            # The tag check that a permission fault refuses is a read.
+            s2_write.eq(tag_stored | (s1_write & ~forbidden)),
+            s2_tag_store.eq(tag_stored),
             s2_reports.eq(bounded),
+            s2_block_beyond.eq(s1_block[:page_bits] >= pages),
+            s2_near.eq(bounded & near_carve_out),
+            s2_before.eq(s1_block[2:].all()),
+            s2_reaches.eq(
+                bounded
+                & some_page
+                & ((goes_on & s1_block[:2].all()) | (s1_wide & s1_block[:2].any()))
+            ),
+            s2_page_beyond.eq(s1_page[:page_bits] >= pages),
+            s2_limited.eq(tagged & s1_mapped),
+            s2_outside.eq(tagged & s1_mapped & ~near_map),
         ]
         with m.If(self.again):
             m.d.sync += s2_end.eq(~0)
-        with m.If(~first):
-            m.d.sync += s2_begin.eq(0)
-            m.d.sync += s2_reports.eq(0)
-            m.d.sync += [s2_outcome.eq(Outcome.PASS), s2_write_refused.eq(0), s2_write_lost.eq(0)]
-            with m.If(kind == ProbeKind.NONE):
-                m.d.sync += s2_write.eq(0)
+        with m.If(s1_second):
+            m.d.sync += [s2_begin.eq(0), s2_outcome.eq(Outcome.PASS), s2_reports.eq(0)]
 
-        refused = s2_inside | (s2_near & s2_block_below)
-        lost = s2_outside | (s2_limited & ~s2_page_below)
+        refused = (s2_near & ~s2_block_beyond) | (s2_before & s2_reaches)
+        lost = s2_outside | (s2_limited & s2_page_beyond)
         nowhere = refused | lost
         m.d.comb += [
             self.detail.ticket.eq(s2_ticket),
@@ -388,9 +402,8 @@ class AccessDecoder(wiring.Component):
             self.detail.single.eq(s2_single),
             self.detail.ones.eq(s2_ones & ~nowhere),
             self.detail.asynchronous.eq(s2_asynchronous),
-            self.detail.write.eq(
-                Mux(refused, s2_write_refused, Mux(lost, s2_write_lost, s2_write))
-            ),
+            # An abort outside the carve-out is one of the tag fetch, which is a read.
+            self.detail.write.eq(Mux(lost & ~refused, s2_tag_store, s2_write)),
             self.detail.outcome.eq(Mux(s2_reports & nowhere, Outcome.EXTERNAL_ABORT, s2_outcome)),
         ]
         return m

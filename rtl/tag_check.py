@@ -1,23 +1,65 @@
 """The synchronous tag check: every granule at once."""
 
-from amaranth.hdl import Cat, Module, Mux, Signal
-from amaranth.lib import wiring
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
+from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from .codes import corrected_granule, granule_code, granule_syndrome
+from .codes import corrected_granule, granule_code, granule_damaged, granule_syndrome
 from .config import TagConfig
-from .layouts import Outcome, ProbeKind, Refusal, detail_layout, result_layout
+from .layouts import (
+    Outcome,
+    ProbeKind,
+    Refusal,
+    detail_layout,
+    finding_layout,
+    result_layout,
+    ticket_layout,
+)
 
 __all__ = ["TagCheck"]
 
 
 class TagCheck(wiring.Component):
-    """Compares the granules of a tag word with the pointer's tag, in two cycles.
+    """Compares the granules of a tag word with the pointer's tag, all of them at once.
 
-    All 16 granules are compared at once, and whatever is found changes the result and never the
-    time. A code within distance 1 of that of the key matches, so a flipped bit costs nothing; one
-    that is 2 away from every code word is *damaged*, and no access to its granule passes.
+    A result comes two cycles after its probe, one per cycle, whatever is found. Nothing is
+    corrected before it is compared: a code within distance 1 of that of the key matches, so a
+    flipped bit costs no time. A code at distance 2 from every code word is *damaged*: no access
+    to its granule passes.
+
+    A check tells the lowest granule that fails, a damaged one among them. An access that the cache
+    has refused, or whose tags may have been lost before, fails at its first granule.
+
+    Members
+    -------
+    valid, detail : ``In(1)``, ``In(detail_layout(config))``
+        A probe. The mask of a CHECK has no gap; unless it is of an access's second word, it begins
+        with granule ``start``. An LDG touches one granule.
+    refusal : ``In(Refusal)``
+        Why there are no tags for it. NONE: ``secret_codes`` are those of its word.
+    secret_codes : ``In(128)``
+        The code of granule *n* in bits 8n+7:8n, in the cycle of the probe.
+    secret_lost : ``In(1)``
+        Tags were lost on their way to storage: none that is read may be trusted.
+    result_valid, result : ``Out(1)``, ``Out(result_layout(config))``
+        What was found out about the probe of two cycles before.
+    secret_corrected : ``Out(64)``
+        The tags whose codes stood at ``secret_codes`` in the cycle before, corrected.
+    secret_damaged, secret_errors : ``Out(1)``
+        Of the same codes: some granule is damaged; some granule had one flipped bit. Two LUTs
+        behind a register.
     """
+
+    valid: Signal
+    detail: data.View
+    refusal: Signal
+    secret_codes: Signal
+    secret_lost: Signal
+    result_valid: Signal
+    result: data.View
+    secret_corrected: Signal
+    secret_damaged: Signal
+    secret_errors: Signal
 
     def __init__(self, config: TagConfig) -> None:
         self.config = config
@@ -39,109 +81,190 @@ class TagCheck(wiring.Component):
     def elaborate(self, platform) -> Module:
         m = Module()
         config = self.config
-        key = granule_code(self.detail.key)
-        s1_valid = Signal()
-        s1 = Signal(detail_layout(config))
-        s1_refusal = Signal(Refusal)
-        secret_far = Signal(16)
-        secret_damage = Signal(16)
-        secret_odd = Signal(16)
-        m.d.sync += [s1_valid.eq(self.valid), s1.eq(self.detail), s1_refusal.eq(self.refusal)]
-        for n in range(16):
-            code = self.secret_codes.word_select(n, 8)
-            diff = code ^ key
-            bits = [diff[i] for i in range(8)]
-            two = Cat(a & b for i, a in enumerate(bits) for b in bits[i + 1 :]).any()
-            syndrome = granule_syndrome(code)
-            m.d.sync += [
-                secret_far[n].eq(two),
-                secret_damage[n].eq(syndrome.any() & ~syndrome.xor()),
-                secret_odd[n].eq(syndrome.xor()),
-                self.secret_corrected.word_select(n, 4).eq(corrected_granule(code)),
-            ]
+        granules = range(config.word_granules)
+        detail = self.detail
+
+        # First cycle. The codes come late, out of block RAM: they go through two LUTs, and what is
+        # left to do is done in the second cycle. A difference of two bits is one in two pairs of
+        # bits, or in both bits of a pair. Granules that no check touches do not differ; this goes
+        # through the reset of the registers, which costs no LUT behind the memory.
+        refused = self.refusal != Refusal.NONE
+        checks = (detail.kind == ProbeKind.CHECK) & ~refused
+        loads = (detail.kind == ProbeKind.LOAD) & ~refused
+        secret_checks = Signal()
+        secret_loads = Signal()
         m.d.comb += [
+            secret_checks.eq(checks & ~self.secret_lost),
+            secret_loads.eq(loads & ~self.secret_lost),
+        ]
+        secret_pairs = Signal(config.word_granules, reset_less=True)
+        secret_pair = Signal(config.word_granules, reset_less=True)
+        secret_damage = Signal(config.word_granules, reset_less=True)
+        secret_odd = Signal(config.word_granules, reset_less=True)
+        secret_tags = Signal(config.word_bits, reset_less=True)
+        key = granule_code(detail.key)
+        for n in granules:
+            code = self.secret_codes.word_select(n, 8)
+            pairs = [(code ^ key)[at : at + 2] for at in range(0, 8, 2)]
+            m.d.sync += [
+                secret_pairs[n].eq(_two_of(Cat(pair.any() for pair in pairs))),
+                secret_pair[n].eq(Cat(pair.all() for pair in pairs).any()),
+                secret_damage[n].eq(granule_damaged(code)),
+                secret_odd[n].eq(granule_syndrome(code).xor()),
+                secret_tags.word_select(n, config.tag_bits).eq(corrected_granule(code)),
+            ]
+            with m.If(~(detail.mask[n] & secret_checks)):
+                m.d.sync += [secret_pairs[n].eq(0), secret_pair[n].eq(0)]
+        m.d.comb += [
+            self.secret_corrected.eq(secret_tags),
             self.secret_damaged.eq(secret_damage.any()),
             self.secret_errors.eq(secret_odd.any()),
         ]
-        lost = Signal()
-        m.d.sync += lost.eq(self.secret_lost)
-        is_check = s1.kind == ProbeKind.CHECK
-        is_load = s1.kind == ProbeKind.LOAD
-        fails = Signal(16)
-        damaged = Signal()
-        index = Signal(4)
-        tags = Signal(64)
-        finding = Signal(result_layout(config)["secret_finding"].shape)
-        exact = ~s1.ticket.second
-        m.d.comb += [
-            fails.eq(secret_far & s1.mask),
-            damaged.eq((secret_damage & s1.mask).any() | lost),
-            tags.eq(
-                Cat(
-                    (self.secret_corrected.word_select(n, 4) | s1.ones.replicate(4))
-                    & s1.mask[n].replicate(4)
-                    for n in range(16)
-                )
-            ),
-        ]
-        for n in reversed(range(16)):
-            with m.If(fails[n]):
-                m.d.comb += index.eq(n)
-        single = Cat(Cat(tags[4 * n + b] for n in range(16)).any() for b in range(4))
-        secret_tags = Signal(64)
-        with m.If(s1.kind == ProbeKind.NONE):
-            m.d.comb += finding.outcome.eq(s1.outcome)
-            with m.If((s1.outcome != Outcome.PASS) & (s1.outcome != Outcome.ASYNC)):
-                m.d.comb += [finding.index.eq(s1.start), finding.exact.eq(exact), finding.wnr.eq(s1.write)]
-            with m.Elif(s1.ones):
-                with m.If(s1.single):
-                    m.d.comb += finding.tag.eq(single)
-                with m.Else():
-                    m.d.comb += secret_tags.eq(tags)
-        with m.Elif(s1_refusal != Refusal.NONE):
+
+        # What is found without a look at the tags. A load's place is here, too, should its tag
+        # prove damaged.
+        s1_valid = Signal()
+        s1_ticket = Signal(ticket_layout(config), reset_less=True)
+        s1_mask = Signal(config.word_granules, reset_less=True)
+        s1_write = Signal(reset_less=True)
+        s1_ones_single = Signal(reset_less=True)
+        s1_ones_all = Signal(reset_less=True)
+        secret_reads = Signal(reset_less=True)
+        secret_asynchronous = Signal(reset_less=True)
+        secret_tells_damage = Signal(reset_less=True)
+        secret_load_single = Signal(reset_less=True)
+        secret_load_all = Signal(reset_less=True)
+        known = data.StructLayout(
+            {name: field.shape for name, field in finding_layout() if name != "tag"}
+        )
+        secret_given = Signal(known, reset_less=True)
+        secret_known = Signal(known)
+        secret_fails = Signal()
+        ones = Signal()
+        with m.If(detail.kind == ProbeKind.NONE):
             m.d.comb += [
-                finding.outcome.eq(
-                    Mux(s1_refusal == Refusal.ABORT, Outcome.EXTERNAL_ABORT, Outcome.UNCORRECTABLE)
+                secret_known.outcome.eq(detail.outcome),
+                secret_fails.eq(_names_place(detail.outcome)),
+                secret_known.wnr.eq(detail.write & secret_fails),
+                ones.eq(detail.ones & (detail.outcome == Outcome.PASS)),
+            ]
+        with m.Elif(refused):
+            aborted = self.refusal == Refusal.ABORT
+            m.d.comb += [
+                secret_known.outcome.eq(
+                    Mux(aborted, Outcome.EXTERNAL_ABORT, Outcome.UNCORRECTABLE)
                 ),
-                finding.index.eq(s1.start),
-                finding.exact.eq(exact),
-                finding.wnr.eq(s1.kind == ProbeKind.STORE),
+                secret_fails.eq(1),
+                secret_known.wnr.eq(detail.kind == ProbeKind.STORE),
             ]
-        with m.Elif(is_check & (damaged | fails.any())):
-            with m.If(damaged | ~s1.asynchronous):
-                m.d.comb += [
-                    finding.outcome.eq(
-                        Mux(damaged, Outcome.UNCORRECTABLE, Outcome.TAG_CHECK_FAULT)
-                    ),
-                    finding.index.eq(Mux(fails.any(), index, s1.start)),
-                    finding.exact.eq(exact & ((index == s1.start) | ~fails.any())),
-                    finding.wnr.eq(s1.write),
-                ]
-            with m.Else():
-                m.d.comb += finding.outcome.eq(Outcome.ASYNC)
-        with m.Elif(is_load & damaged):
+        with m.Elif(self.secret_lost & (checks | loads)):
             m.d.comb += [
-                finding.outcome.eq(Outcome.UNCORRECTABLE),
-                finding.index.eq(s1.start),
-                finding.exact.eq(exact),
+                secret_known.outcome.eq(Outcome.UNCORRECTABLE),
+                secret_fails.eq(1),
+                secret_known.wnr.eq(detail.write & checks),
             ]
-        with m.Elif(is_load):
-            with m.If(s1.single):
-                m.d.comb += finding.tag.eq(single)
-            with m.Else():
-                m.d.comb += secret_tags.eq(tags)
-        secret_finding = Signal(finding.shape())
-        secret_result_tags = Signal(64)
-        ticket = Signal(s1.ticket.shape())
+        with m.If(secret_fails | secret_loads):
+            m.d.comb += [
+                secret_known.index.eq(detail.start),
+                secret_known.exact.eq(~detail.ticket.second),
+            ]
+        m.d.sync += [
+            s1_valid.eq(self.valid),
+            s1_ticket.eq(detail.ticket),
+            s1_mask.eq(detail.mask),
+            s1_write.eq(detail.write),
+            s1_ones_single.eq(ones & detail.single),
+            s1_ones_all.eq(ones & ~detail.single),
+            secret_reads.eq(secret_checks | secret_loads),
+            secret_asynchronous.eq(secret_checks & detail.asynchronous),
+            secret_tells_damage.eq((secret_checks & detail.asynchronous) | secret_loads),
+            secret_load_single.eq(secret_loads & detail.single),
+            secret_load_all.eq(secret_loads & ~detail.single),
+            secret_given.eq(secret_known),
+        ]
+
+        # Second cycle: which granule fails first. The access's own first byte is at fault if the
+        # first granule of the mask fails.
+        secret_failing = Signal(config.word_granules)
+        secret_damaged = Signal()
+        secret_index = Signal(4)
+        m.d.comb += [
+            secret_failing.eq(secret_pairs | secret_pair),
+            secret_damaged.eq((secret_damage & s1_mask).any()),
+            secret_index.eq(_first(secret_failing)),
+        ]
+        begins = s1_mask & ~(s1_mask << 1)
+        secret_exact = (secret_failing & begins).any() & ~s1_ticket.second
+        result_ticket = Signal(ticket_layout(config), reset_less=True)
+        secret_finding = Signal(finding_layout(), reset_less=True)
+        secret_result_tags = Signal(config.word_bits, reset_less=True)
         m.d.sync += [
             self.result_valid.eq(s1_valid),
-            ticket.eq(s1.ticket),
-            secret_finding.eq(finding),
-            secret_result_tags.eq(secret_tags),
+            result_ticket.eq(s1_ticket),
+            secret_finding.outcome.eq(secret_given.outcome),
+            secret_finding.index.eq(secret_index | secret_given.index),
+            secret_finding.exact.eq(secret_exact | secret_given.exact),
+            secret_finding.wnr.eq((secret_failing.any() & s1_write) | secret_given.wnr),
         ]
+        with m.If(secret_damaged & secret_reads):
+            m.d.sync += secret_finding.outcome.eq(Outcome.UNCORRECTABLE)
+        with m.Elif(secret_failing.any()):
+            m.d.sync += secret_finding.outcome.eq(
+                Mux(secret_asynchronous, Outcome.ASYNC, Outcome.TAG_CHECK_FAULT)
+            )
+        with m.If(secret_tells_damage & ~secret_damaged):
+            m.d.sync += [
+                secret_finding.index.eq(0),
+                secret_finding.exact.eq(0),
+                secret_finding.wnr.eq(0),
+            ]
+
+        # Tags that are loaded: one of the granules for LDG, all in their places for LDGM.
+        masked = [
+            secret_tags.word_select(n, config.tag_bits) & s1_mask[n].replicate(config.tag_bits)
+            for n in granules
+        ]
+        for bit in range(config.tag_bits):
+            m.d.sync += secret_finding.tag[bit].eq(
+                (Cat(tag[bit] for tag in masked).any() & secret_load_single) | s1_ones_single
+            )
+        for n in granules:
+            m.d.sync += secret_result_tags.word_select(n, config.tag_bits).eq(
+                (masked[n] & secret_load_all.replicate(config.tag_bits))
+                | (s1_mask[n] & s1_ones_all).replicate(config.tag_bits)
+            )
+        with m.If(secret_load_single & secret_damaged):
+            m.d.sync += secret_finding.tag.eq(0)
+        with m.If(secret_load_all & secret_damaged):
+            m.d.sync += secret_result_tags.eq(0)
         m.d.comb += [
-            self.result.ticket.eq(ticket),
+            self.result.ticket.eq(result_ticket),
             self.result.secret_finding.eq(secret_finding),
             self.result.secret_tags.eq(secret_result_tags),
         ]
         return m
+
+
+def _two_of(flags: Value) -> Value:
+    """Are two of four bits set?"""
+    a, b, c, d = flags
+    return (a & b) | (c & d) | ((a | b) & (c | d))
+
+
+def _names_place(outcome: Value) -> Value:
+    """Is an outcome reported with the address at which it was found?"""
+    return (outcome != Outcome.PASS) & (outcome != Outcome.ASYNC)
+
+
+def _first(flags: Value) -> Value:
+    """The number of the lowest bit that is set; 0 if none is.
+
+    Level by level, each node joins two that tell whether a bit is set and where.
+    """
+    nodes: list[tuple[Value, Value]] = [(flag, Const(0, 0)) for flag in flags]
+    while len(nodes) > 1:
+        nodes = [
+            (low | high, Cat(Mux(low, low_at, high_at), ~low & high))
+            for (low, low_at), (high, high_at) in zip(nodes[::2], nodes[1::2], strict=True)
+        ]
+    return nodes[0][1]

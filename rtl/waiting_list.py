@@ -166,7 +166,8 @@ class WaitingList(wiring.Component):
         with m.If(self.fail):
             m.d.sync += [awake.eq(0), issue.eq(head), self.now.eq(~self.now)]
         with m.Elif(self.empty):
-            m.d.sync += awake.eq(0)
+            # What came too late for the last one says nothing of the next.
+            m.d.sync += [awake.eq(0), woken.eq(0)]
         with m.Elif(~awake & woken):
             m.d.sync += [awake.eq(1), woken.eq(self.wake)]
 

@@ -204,12 +204,12 @@ class TagStorage(AxiRam):
             )
         ]
 
-    def fail_reads(self, fails: Callable[[], bool]) -> None:
-        """Answer a beat of a read with SLVERR where ``fails`` says so."""
+    def fail_reads(self, fails: Callable[[int], bool]) -> None:
+        """Answer a beat of a read with SLVERR where ``fails`` says so of its address."""
         read = self.read_if.read
 
         def read_or_fail(address: int, length: int) -> bytes:
-            if fails():
+            if fails(address):
                 raise OSError
             return read(address, length)
 

@@ -1,19 +1,21 @@
 """TagCache against a plain dictionary of tag words, with tag storage behind it.
 
 Few lines, all of which compete for few sets, make evictions frequent. Every answer is compared
-with the golden words, and so is storage, whenever maintenance says that it is up to date. Now and
-then storage answers a read with an error.
+with the golden words, and so is storage in the end, and whenever maintenance says that it is up to
+date. Probes of one line must be answered in order. Now and then storage answers a read with an
+error.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
+from dataclasses import dataclass
 
 import cocotb
-from bench_base import Bench, Pauses, Payload, Sink, Source, TagStorage, argument
+from bench_base import Bench, Input, Packing, Pauses, Payload, Source, TagStorage, argument
 from cocotb.handle import HierarchyObject
-from emte.rtl.layouts import ProbeKind, probe_layout, tag_word_layout
-from tops import TOPS
+from emte.rtl.layouts import ProbeKind, Refusal, detail_layout
+from tops import TOPS, probe_layout
 
 CONFIG = TOPS["tag_cache"].config
 KINDS = {
@@ -24,15 +26,34 @@ KINDS = {
     ProbeKind.CLEAN_INVALIDATE: 20,
     ProbeKind.CLEAN_ALL: 2,
     ProbeKind.CLEAN_INVALIDATE_ALL: 2,
+    ProbeKind.NONE: 100,
 }
 """Weight of each kind of probe."""
 DATA = (ProbeKind.CHECK.value, ProbeKind.LOAD.value)
 ALL = (ProbeKind.CLEAN_ALL.value, ProbeKind.CLEAN_INVALIDATE_ALL.value)
 
 
+LOOKS = (*DATA, ProbeKind.STORE.value)
+
+
 def spread(mask: int) -> int:
     """A mask of granules as a mask of the bits of their tags."""
     return sum(0xF << 4 * granule for granule in range(16) if mask >> granule & 1)
+
+
+@dataclass(eq=False)
+class Probe:
+    """What is under way for one tag word."""
+
+    detail: Payload
+    word: int
+    tags: int
+    """Of a tag store."""
+    refusal: int = Refusal.NONE.value
+
+    @property
+    def line(self) -> int:
+        return self.word // CONFIG.line_words
 
 
 class TagCacheBench(Bench):
@@ -47,9 +68,11 @@ class TagCacheBench(Bench):
         super().__init__(dut)
         rng = self.rng
         self.probe = Source(dut, "probe", probe_layout(CONFIG))
-        self.tag_word = Sink(dut, "tag_word", tag_word_layout(CONFIG))
+        self.detail = Packing(detail_layout(CONFIG))
         self.probe_pauses = Pauses(rng)
-        self.tag_word_pauses = Pauses(rng)
+        self.room_pauses = Pauses(rng)
+        self.room = Input(dut.room)
+        self.room.drive(1)
         self.storage = TagStorage(dut, rng)
         self.base = rng.randrange(0, 1 << 47, 1 << 12)
         vouched = bool(self.seed % 2)
@@ -67,9 +90,15 @@ class TagCacheBench(Bench):
 
         self.hot = self.lines[:1]
         self.to_send = argument("transactions")
-        self.expected: deque[Payload] = deque()
-        self.failing: Payload | None = None
-        """The probe whose refill has met an error."""
+        self.inside: dict[tuple[int, int, int], Probe] = {}
+        """By number of the ticket, whether it is direct, and whether it is of the second word."""
+        self.number = 0
+        self.answered: Probe | None = None
+        """The probe that was answered in the last cycle: its tags come now."""
+        self.order: defaultdict[int, deque[Probe]] = defaultdict(deque)
+        """Probes under way that look at a line."""
+        self.failed: set[int] = set()
+        """Lines whose last refill has met an error."""
         self.storage.fail_reads(self.fails)
         self.refills = self.write_backs = self.aborts = 0
 
@@ -95,19 +124,41 @@ class TagCacheBench(Bench):
         kind = rng.choices(list(KINDS), list(KINDS.values()))[0]
         if self.to_send == 1:
             kind = ProbeKind.CLEAN_ALL
-        first, last = sorted((rng.randrange(16), rng.randrange(16)))
-        mask = rng.choice((1 << first, (2 << last) - (1 << first), rng.randrange(1, 1 << 16)))
+        word = rng.choice(self.words_of(line))
+        two = kind.value in LOOKS and word + 1 in self.words and rng.random() < 0.2
         return {
-            **self.probe.packing.random(rng),
-            "kind": kind.value,
-            "word": rng.choice(self.words_of(line)),
-            "mask": mask,
+            "word": word,
+            "detail": {
+                **self.detail.random(rng),
+                "ticket": self.next_ticket(),
+                "kind": kind.value,
+                "mask": self.random_mask(),
+            },
+            "tags": rng.getrandbits(64),
+            "two": int(two),
+            "second_mask": self.random_mask(),
         }
 
-    def fails(self) -> bool:
-        """Does a read of storage fail? It is for the probe that is answered next."""
+    def random_mask(self) -> int:
+        rng = self.rng
+        first, last = sorted((rng.randrange(16), rng.randrange(16)))
+        return rng.choice((1 << first, (2 << last) - (1 << first), rng.randrange(1, 1 << 16)))
+
+    def next_ticket(self) -> Payload:
+        """One that nobody has; few probes are under way, and so it is not far."""
+        while True:
+            self.number = (self.number + 1) % (2 << CONFIG.ticket_bits)
+            number, direct = self.number >> 1, self.number & 1
+            if not any((number, direct, second) in self.inside for second in (0, 1)):
+                return {"number": number, "direct": direct, "second": 0}
+
+    def fails(self, address: int) -> bool:
+        """Does a read of storage fail? All that wait for its line are refused."""
+        line, offset = divmod(address - self.base, CONFIG.line_bytes)
+        if not offset:
+            self.failed.discard(line)
         if self.rng.random() < 0.002:
-            self.failing = self.expected[0]
+            self.failed.add(line)
             return True
         return False
 
@@ -115,21 +166,25 @@ class TagCacheBench(Bench):
         if self.to_send and self.probe.offered is None and not self.probe_pauses():
             self.probe.offer(self.next_probe())
             self.to_send -= 1
-        self.tag_word.drive(not self.tag_word_pauses())
+        self.room.drive(int(not self.room_pauses()))
         self.storage.drive()
 
     def observe(self) -> None:
         dut = self.dut
-        if self.expected:
+        if self.inside:
             self.expect(not dut.idle.value, "idle with a probe inside")
+        if self.answered:
+            self.check(self.answered, int(dut.corrected.value), int(dut.damaged.value))
+            self.answered = None
+        if dut.check_valid.value:
+            self.answer(self.detail.unpack(int(dut.check_detail.value)))
         taken = self.probe.observe()
         if taken is not None:
-            self.expected.append(taken)
-            self.progress()
-        answer = self.tag_word.observe()
-        if answer is not None:
-            self.expect(self.expected, "an answer without a probe")
-            self.check(self.expected.popleft(), answer)
+            self.admit(taken["word"], taken["detail"], taken["tags"])
+            if taken["two"]:
+                detail = dict(taken["detail"], mask=taken["second_mask"])
+                detail["ticket"] = dict(detail["ticket"], second=1)
+                self.admit(taken["word"] + 1, detail, taken["tags"])
             self.progress()
         if dut.memory__arvalid.value and dut.memory__arready.value:
             self.refills += 1
@@ -137,30 +192,52 @@ class TagCacheBench(Bench):
             self.write_backs += 1
             self.progress()
 
-    def check(self, probe: Payload, answer: Payload) -> None:
+    def admit(self, word: int, detail: Payload, tags: int) -> None:
+        """A probe is admitted."""
+        ticket = detail["ticket"]
+        key = ticket["number"], ticket["direct"], ticket["second"]
+        probe = self.inside[key] = Probe(detail, word, tags)
+        if detail["kind"] in LOOKS:
+            self.order[probe.line].append(probe)
+
+    def answer(self, detail: Payload) -> None:
+        """A probe leaves the cache."""
+        ticket = detail["ticket"]
+        key = ticket["number"], ticket["direct"], ticket["second"]
+        self.expect(key in self.inside, f"an answer without a probe: {detail}")
+        probe = self.answered = self.inside.pop(key)
+        sent = dict(probe.detail, store=detail["store"])  # the cache's own
+        self.expect(detail == sent, f"{detail} comes out, {probe.detail} went in")
+        if detail["kind"] in LOOKS:
+            first = self.order[probe.line].popleft()
+            self.expect(probe is first, f"{probe} overtakes {first}")
+        probe.refusal = int(self.dut.check_refusal.value)
+        self.progress()
+
+    def check(self, probe: Probe, tags: int, damaged: int) -> None:
         """Compare an answer with the golden words, and bring these up to date."""
-        self.expect(answer["probe"] == probe, f"{answer['probe']} comes out, {probe} went in")
-        aborts = probe is self.failing
-        self.expect(answer["abort"] == aborts, f"abort is not {aborts}: {probe}")
-        if aborts:
+        kind, mask = probe.detail["kind"], spread(probe.detail["mask"])
+        golden = self.words[probe.word]
+        refused = kind in LOOKS and probe.line in self.failed
+        self.expect(
+            probe.refusal == (Refusal.ABORT if refused else Refusal.NONE).value,
+            f"refusal is {probe.refusal}: {probe}",
+        )
+        if refused:
             self.aborts += 1
-            self.failing = None
-            return
-        word, kind = probe["word"], probe["kind"]
-        if kind in DATA:
-            golden = self.words[word]
+        elif kind in DATA:
+            self.expect(not damaged, f"a tag with two flipped bits: {probe}")
             self.expect(
-                answer["secret_word"] == golden,
-                f"word {word:#x} is {answer['secret_word']:#018x}, not {golden:#018x}: {probe}",
+                not (tags ^ golden) & mask,
+                f"word {probe.word:#x} is {tags:#018x}, not {golden:#018x}: {probe}",
             )
         elif kind == ProbeKind.STORE.value:
-            mask = spread(probe["mask"])
-            self.words[word] = self.words[word] & ~mask | probe["secret_tags"] & mask
+            self.words[probe.word] = golden & ~mask | probe.tags & mask
         elif kind in ALL:
             for line in self.lines:
                 self.check_storage(line)
-        else:
-            self.check_storage(word // CONFIG.line_words)
+        elif kind != ProbeKind.NONE.value:
+            self.check_storage(probe.line)
 
     def check_storage(self, line: int) -> None:
         """Storage must have the tags of a line that has just been cleaned."""
@@ -172,7 +249,7 @@ class TagCacheBench(Bench):
             )
 
     def is_done(self) -> bool:
-        return not self.to_send and self.probe.offered is None and not self.expected
+        return not (self.to_send or self.probe.offered is not None or self.inside or self.answered)
 
 
 @cocotb.test()

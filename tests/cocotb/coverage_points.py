@@ -3,7 +3,7 @@
 What the stream decides is worked out from it ahead of the run: :func:`classify`. It names the rule
 that decides an access, from the regime, the maps and the golden tags; the bench compares the
 outcome that goes with the rule with the verdict. What only the run decides, lookups and squashes,
-is seen by an :class:`Observer` at the streams between the units.
+is seen by an :class:`Observer` between the units.
 """
 
 from __future__ import annotations
@@ -18,7 +18,14 @@ from amaranth.lib import data
 from cocotb.handle import HierarchyObject
 from coverage_plan import Samples, read_plan
 from emte.rtl import TagConfig
-from emte.rtl.layouts import Op, Outcome, admitted_layout, probe_layout
+from emte.rtl.layouts import (
+    Op,
+    Outcome,
+    ProbeKind,
+    admitted_layout,
+    detail_layout,
+    ticket_layout,
+)
 from emte.sim.core import Program
 from emte.sim.memory_map import MemoryMap
 from emte.sim.model import Model, random_tag
@@ -339,17 +346,16 @@ def _reader(layout: data.StructLayout, *path: str) -> Callable[[int], int]:
     return lambda bits: bits >> offset & mask
 
 
-@dataclass
-class _Probe:
-    """A probe in the cache."""
-
-    point: Point
-    line: int
+def _ticket_reader(layout: data.StructLayout, *path: str) -> Callable[[int], int]:
+    """Reads number and kind of a ticket, as one number."""
+    number = _reader(layout, *path, "number")
+    direct = _reader(layout, *path, "direct")
+    return lambda bits: 2 * number(bits) + direct(bits)
 
 
 @dataclass
 class Observer:
-    """Sees at the streams between the units which access looks up what, and what comes of it.
+    """Sees between the units which access looks up what, and what comes of it.
 
     :meth:`observe` must be called in every cycle, ahead of the :meth:`take` of that cycle.
     """
@@ -358,23 +364,20 @@ class Observer:
     config: TagConfig
     _taken: deque[Point] = field(default_factory=deque)
     """Accesses that are not yet admitted, oldest first; or squashed, and never admitted."""
-    _decoding: deque[Point] = field(default_factory=deque)
-    """Accesses that have been admitted, and have probes to be sent."""
-    _inside: deque[_Probe] = field(default_factory=deque)
-    """Probes in the cache, oldest first."""
-    _fetching: Point | None = None
-    """For whom a line is being fetched."""
+    _inside: dict[int, Point] = field(default_factory=dict)
+    """Accesses that have been admitted, by number of their ticket: the last one that had it."""
 
     def __post_init__(self) -> None:
         unit = self.dut.unit
-        self._i, self._probe, self._tag_word = unit.decoder, unit.decoder, unit.check
-        admitted = admitted_layout(self.config)
+        self._barrier, self._cache, self._keeper = unit.barrier, unit.cache, unit.cache.keeper
+        admitted, detail = admitted_layout(self.config), detail_layout(self.config)
         self._admitted_id = _reader(admitted, "access", "id")
         self._admitted_va = _reader(admitted, "access", "va")
-        probe = probe_layout(self.config)
-        self._probe_id = _reader(probe, "ticket", "id")
-        self._word = _reader(probe, "word")
-        self._last = _reader(probe, "last")
+        self._admitted_ticket = _ticket_reader(admitted, "ticket")
+        self._ticket = _ticket_reader(detail, "ticket")
+        self._second = _reader(detail, "ticket", "second")
+        self._kind = _reader(detail, "kind")
+        self._head_ticket = _ticket_reader(ticket_layout(self.config))
 
     def take(self, id: int, point: Point) -> None:
         """The pipeline takes an access."""
@@ -383,23 +386,28 @@ class Observer:
 
     def observe(self) -> None:
         """Look at the end of a cycle."""
-        dut, i, probe, tag_word = self.dut, self._i, self._probe, self._tag_word
-        if dut.memory__rvalid.value and dut.memory__rready.value and dut.memory__rlast.value:
-            self._fetching = None
-        if dut.memory__arvalid.value and dut.memory__arready.value:
-            self._miss(int(dut.memory__araddr.value))
-        if dut.memory__awvalid.value and dut.memory__awready.value and dut.busy.value:
-            self._write_back()
-        if tag_word.i__valid.value and tag_word.i__ready.value:
-            self._inside.popleft()
-        if probe.probe__valid.value:
-            point = self._decoding[0]
-            if self._fetching is not None and self._fetching is not point:
+        barrier, cache = self._barrier, self._cache
+        allocates = cache.allocates.value
+        if allocates or cache.c4_waits.value:
+            # The probe of this stage is new and goes to the waiting list, or comes from it.
+            point = self._inside[self._ticket(int(cache.c4_detail.value))]
+            if allocates:
+                point.missed = True
+            elif point.group == "access" or cache.waiting_valid.value:
                 point.waited = True
-            if probe.probe__ready.value:
-                self._enter(point, int(probe.probe__payload.value))
-        if i.i__valid.value and i.i__ready.value:
-            self._admit(int(i.i__payload.value))
+        if self._keeper.evict_start.value and self._keeper.after_evict.value:
+            self._head().written = True
+        if cache.check_valid.value:
+            self._leave(int(cache.check_detail.value))
+        if barrier.admitted_valid.value:
+            self._admit(int(barrier.admitted.value))
+
+    def _head(self) -> Point:
+        """The maintenance for which the keeper works: it waits at the head of the list."""
+        ticket = self._head_ticket(int(self._cache.waiting.value))
+        point = self._inside[ticket]
+        assert point.group == "maintenance", f"a write-back for {point}"
+        return point
 
     def _admit(self, payload: int) -> None:
         """An access reaches the decoder.
@@ -412,28 +420,15 @@ class Observer:
         while (point.id, point.va) != name:
             assert point.values.get("speculation") == "squashed", f"{point} is not admitted"
             point = self._taken.popleft()
-        if point.looks_up:
-            self._decoding.append(point)
+        self._inside[self._admitted_ticket(payload)] = point
 
-    def _enter(self, point: Point, payload: int) -> None:
-        assert self._probe_id(payload) == point.id, f"another probe than one of {point}"
-        point.probes += 1
-        self._inside.append(_Probe(point, self._word(payload) // self.config.line_words))
-        if self._last(payload):
-            self._decoding.popleft()
-
-    def _miss(self, address: int) -> None:
-        base = int(self.dut.control__storage_base.value)
-        line = (address - base) // self.config.line_bytes
-        point = next(probe.point for probe in self._inside if probe.line == line)
-        point.missed = True
-        self._fetching = point
-
-    def _write_back(self) -> None:
-        """A write-back while the cache is busy; it is for maintenance, or for a line to come."""
-        oldest = self._inside[0].point
-        if oldest.group == "maintenance":
-            oldest.written = True
+    def _leave(self, payload: int) -> None:
+        """A probe leaves the cache."""
+        point = self._inside[self._ticket(payload)]
+        looks_up = self._kind(payload) != ProbeKind.NONE.value
+        if not self._second(payload):
+            assert looks_up == point.looks_up, f"lookup is {looks_up}: {point}"
+        point.probes += looks_up
 
 
 def save_samples(path: Path, points: dict[int, Point]) -> dict[str, Samples]:

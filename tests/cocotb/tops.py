@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from unittest import mock
 
 from amaranth.back import verilog
-from amaranth.hdl import Assert, Module, Mux, Signal, Value
-from amaranth.lib import stream, wiring
-from amaranth.lib.wiring import Flow, In
+from amaranth.hdl import Assert, Module, Signal, Value
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import Flow, In, Out
 from emte.rtl import SMALL, SpeculationBarrier, TagCache, TagConfig, TagPipeline
+from emte.rtl.layouts import Op, Outcome, ProbeKind, detail_layout
+from emte.rtl.tag_check import TagCheck
 from emte.sim.monitors import StreamMonitor, axi4_channels
 
-__all__ = ["TOPS", "Bug", "Top"]
+__all__ = ["TOPS", "Bug", "Top", "probe_layout"]
 
 Unit = type[wiring.Component]
 
@@ -27,19 +30,22 @@ class Bug:
     ----------
     description : str
         What is wrong.
+    victim : str
+        Where the class of the part is found that gets the bug.
     statements
         Called with the outside of a unit and the unit within; statements that take the place of
         the plain connection between the two.
     """
 
     description: str
+    victim: str
     statements: Callable[[wiring.Component, wiring.Component], list]
 
 
 class _Interposer(wiring.Component):
-    """A unit whose ports pass through one of ``bugs``, as ``selector`` says; none if that is 0."""
+    """A part whose ports pass through the one of ``bugs`` that ``selector`` names, if any."""
 
-    def __init__(self, unit: wiring.Component, bugs: Sequence[Bug], selector: Signal) -> None:
+    def __init__(self, unit: wiring.Component, bugs: Mapping[int, Bug], selector: Signal) -> None:
         self._unit = unit
         self._bugs = bugs
         self._selector = selector
@@ -50,7 +56,7 @@ class _Interposer(wiring.Component):
         m.submodules.unit = self._unit
         wiring.connect(m, wiring.flipped(self), self._unit)
         with m.Switch(self._selector):
-            for number, bug in enumerate(self._bugs, 1):
+            for number, bug in self._bugs.items():
                 with m.Case(number):
                     m.d.comb += bug.statements(self, self._unit)
         return m
@@ -71,22 +77,16 @@ def _streams(interface: wiring.PureInterface, name: str = "") -> Iterator[tuple[
 class _BenchTop(wiring.Component):
     """The unit, its ports, and ``seeded_bug``; all streams and AXI channels are watched."""
 
-    def __init__(self, unit: wiring.Component, bugs: int) -> None:
+    def __init__(self, unit: wiring.Component, bugs: int, selector: Signal) -> None:
         self.unit = unit
+        self._selector = selector
         super().__init__({**unit.signature.members, "seeded_bug": In(range(bugs + 1))})
 
     def elaborate(self, platform) -> Module:
         m = Module()
         m.submodules.unit = unit = self.unit
-        for name, member in unit.signature.members.items():
-            outside, inside = getattr(self, name), getattr(unit, name)
-            if member.is_signature:
-                wiring.connect(m, wiring.flipped(outside), inside)
-            elif member.flow is Flow.In:
-                m.d.comb += Value.cast(inside).eq(Value.cast(outside))
-            else:
-                m.d.comb += Value.cast(outside).eq(Value.cast(inside))
-
+        m.d.comb += self._selector.eq(self.seeded_bug)
+        _pass_through(m, self, unit, unit.signature.members)
         watched = dict(_streams(unit))
         if "memory" in unit.signature.members:
             watched |= axi4_channels(m, unit.memory)
@@ -101,9 +101,130 @@ class _BenchTop(wiring.Component):
         return m
 
 
+def probe_layout(config: TagConfig) -> data.StructLayout:
+    """What :class:`CacheDoor` admits: an access of one tag word, or of two that follow on."""
+    return data.StructLayout(
+        {
+            "word": config.word_address_bits,
+            "detail": detail_layout(config),
+            "tags": config.word_bits,  # of a tag store
+            "two": 1,
+            "second_mask": config.word_granules,
+        }
+    )
+
+
+class CacheDoor(wiring.Component):
+    """A TagCache, with what stands around it: door and decoder in front, the check behind it.
+
+    ``probe`` admits; ``corrected`` and ``damaged`` come one cycle after ``check_valid``.
+    """
+
+    _FROM_CHECK = ("secret_corrected", "secret_damaged", "secret_errors")
+    _FROM_DOOR = ("word_valid", "word", "again", "detail", "store", "secret_store_tags")
+    _TO_DOOR = ("store_ready", "store_slot", "pause")
+
+    def __init__(self, config: TagConfig) -> None:
+        self.config = config
+        self.cache = TagCache(config)
+        inner = {*self._FROM_CHECK, *self._FROM_DOOR, *self._TO_DOOR, "secret_codes"}
+        members = self.cache.signature.members
+        self.through = [name for name in members if name not in inner]
+        super().__init__(
+            {
+                "probe": In(stream.Signature(probe_layout(config))),
+                "corrected": Out(config.word_bits),
+                "damaged": Out(1),
+                **{name: members[name] for name in self.through},
+            }
+        )
+
+    def elaborate(self, platform) -> Module:
+        m = Module()
+        m.submodules.cache = cache = self.cache
+        m.submodules.check = check = TagCheck(self.config)
+        _pass_through(m, self, cache, self.through)
+        m.d.comb += [
+            check.valid.eq(cache.check_valid),
+            check.detail.eq(cache.check_detail),
+            check.refusal.eq(cache.check_refusal),
+            check.secret_codes.eq(cache.secret_codes),
+            check.secret_lost.eq(cache.secret_lost),
+            self.corrected.eq(check.secret_corrected),
+            self.damaged.eq(check.secret_damaged),
+        ]
+        for name in self._FROM_CHECK:
+            m.d.comb += getattr(cache, name).eq(getattr(check, name))
+
+        probe = self.probe.payload
+        stores = probe.detail.kind == ProbeKind.STORE
+        admits = Signal()
+        shut = Signal()
+        m.d.comb += [
+            self.probe.ready.eq(~cache.pause & ~shut & (~stores | cache.store_ready)),
+            admits.eq(self.probe.valid & self.probe.ready),
+            cache.store.eq(admits & stores),
+            cache.secret_store_tags.eq(probe.tags),
+        ]
+        first = Signal(probe_layout(self.config))
+        m.d.sync += [
+            shut.eq(admits & probe.two),
+            cache.again.eq(admits & probe.two),
+            cache.word_valid.eq(admits | shut),
+            cache.word.eq(cache.word + 1),
+            cache.detail.eq(first.detail),
+            first.detail.mask.eq(first.second_mask),
+            first.detail.ticket.second.eq(1),
+        ]
+        with m.If(admits):
+            m.d.sync += [
+                cache.word.eq(probe.word),
+                first.eq(probe),
+                first.detail.store.eq(cache.store_slot),
+            ]
+        return m
+
+
+class BarrierDoor(wiring.Component):
+    """A SpeculationBarrier, with what the decoder answers in the same cycle.
+
+    An access covers two words if its address is odd. LDGM never does.
+    """
+
+    def __init__(self, config: TagConfig) -> None:
+        self.config = config
+        self.barrier = SpeculationBarrier(config)
+        members = self.barrier.signature.members
+        self.through = [name for name in members if name != "two"]
+        super().__init__({name: members[name] for name in self.through})
+
+    def elaborate(self, platform) -> Module:
+        m = Module()
+        m.submodules.barrier = barrier = self.barrier
+        _pass_through(m, self, barrier, self.through)
+        access = barrier.admitted.access
+        m.d.comb += barrier.two.eq(access.pa[0] & (access.op != Op.LDGM))
+        return m
+
+
+def _pass_through(
+    m: Module, outer: wiring.Component, inner: wiring.Component, names: Iterable[str]
+) -> None:
+    """Connect members of a unit with those of the same name of the component around it."""
+    for name in names:
+        member = inner.signature.members[name]
+        outside, inside = getattr(outer, name), getattr(inner, name)
+        if member.is_signature:
+            wiring.connect(m, wiring.flipped(outside), inside)
+        elif member.flow is Flow.In:
+            m.d.comb += Value.cast(inside).eq(Value.cast(outside))
+        else:
+            m.d.comb += Value.cast(outside).eq(Value.cast(inside))
+
+
 @dataclass(frozen=True)
 class Top:
-    """A unit in one configuration, with the bugs that can be seeded into one of its parts.
+    """A unit in one configuration, with the bugs that can be seeded into its parts.
 
     Attributes
     ----------
@@ -111,62 +232,67 @@ class Top:
         The unit under test.
     config : TagConfig
         Its parameters.
-    victim : str
-        Where ``unit`` finds the class of the part that gets the bugs.
     bugs
         Input ``seeded_bug`` chooses among them, from 1; 0 is the unit as it is.
     """
 
     unit: Unit
     config: TagConfig
-    victim: str
     bugs: tuple[Bug, ...]
 
     def verilog(self) -> str:
         """The design, with top module ``top``."""
-        top = _BenchTop(self.unit(self.config), len(self.bugs))
-        healthy = pkgutil.resolve_name(self.victim)
-        interposed = []
+        selector = Signal(range(len(self.bugs) + 1))
+        built = []
+        with ExitStack() as patches:
+            for victim in {bug.victim: None for bug in self.bugs}:
+                bugs = {n: bug for n, bug in enumerate(self.bugs, 1) if bug.victim == victim}
+                healthy = pkgutil.resolve_name(victim)
 
-        def interpose(config: TagConfig) -> wiring.Component:
-            interposed.append(_Interposer(healthy(config), self.bugs, top.seeded_bug))
-            return interposed[-1]
+                def interpose(config: TagConfig, victim=victim, bugs=bugs, healthy=healthy):
+                    built.append(victim)
+                    return _Interposer(healthy(config), bugs, selector)
 
-        with mock.patch(self.victim, interpose):
+                patches.enter_context(mock.patch(victim, interpose))
+            top = _BenchTop(self.unit(self.config), len(self.bugs), selector)
             text = verilog.convert(top, name="top", emit_src=False)
-        assert len(interposed) == 1, f"{self.victim} is built {len(interposed)} times"
+        assert sorted(built) == sorted({bug.victim for bug in self.bugs}), built
         return text
+
+
+def _is_fault(outcome: Value) -> Value:
+    return (outcome != Outcome.PASS) & (outcome != Outcome.ASYNC)
 
 
 TOPS = {
     "tag_cache": Top(
-        TagCache,
+        CacheDoor,
         SMALL,
-        "emte.rtl.tag_cache.TagArray",
         (
             Bug(
                 "a tag store writes the neighbours of its granules",
-                lambda outer, inner: [inner.tags_write.eq(outer.tags_write.rotate_left(1))],
+                "emte.rtl.tag_cache.TagArray",
+                lambda outer, inner: [inner.write_lanes.eq(outer.write_lanes.rotate_left(1))],
             ),
             Bug(
-                "a tag store does not make its line dirty",
-                lambda outer, inner: [
-                    inner.dirty_write.eq(Mux(outer.dirty_value, 0, outer.dirty_write))
-                ],
+                "lines that were stored to are not written back",
+                "emte.rtl.tag_cache.Keeper",
+                lambda outer, inner: [inner.dirty.eq(0)],
             ),
         ),
     ),
     "barrier": Top(
-        SpeculationBarrier,
+        BarrierDoor,
         SMALL,
-        "emte.rtl.barrier.BranchTable",
         (
             Bug(
                 "the table takes a mispredicted branch for a well predicted one",
-                lambda outer, inner: [inner.resolve.mispredicted.eq(0)],
+                "emte.rtl.barrier.BranchTable",
+                lambda outer, inner: [inner.wrong.eq(0)],
             ),
             Bug(
                 "an entry of the table forgets branch 0",
+                "emte.rtl.barrier.BranchTable",
                 lambda outer, inner: [inner.branches.eq(outer.branches & ~1)],
             ),
         ),
@@ -174,14 +300,14 @@ TOPS = {
     "pipeline": Top(
         TagPipeline,
         SMALL,
-        "emte.rtl.pipeline.TagCheck",
         (
             Bug(
                 "the fault address names the granule behind the failing one",
+                "emte.rtl.pipeline.TagCheck",
                 lambda outer, inner: [
-                    outer.o.payload.secret_finding.far.eq(
-                        inner.o.payload.secret_finding.far
-                        + (inner.o.payload.secret_finding.far.any() << 4)
+                    outer.result.secret_finding.index.eq(
+                        inner.result.secret_finding.index
+                        + _is_fault(inner.result.secret_finding.outcome)
                     )
                 ],
             ),

@@ -1,4 +1,4 @@
-"""What an access needs of tag storage, and how it ends if it needs nothing: a reference.
+"""What an access wants of each tag word that it touches: a reference.
 
 Written from the rules of docs/semantics.md, chapters 3 to 8, and from docs/decisions/0001; nothing
 is shared with ``rtl/access.py``. There, masks and words come from slices of an address. Here,
@@ -17,7 +17,7 @@ from emte.rtl.config import TagConfig
 from emte.rtl.layouts import CheckMode, Memory, Op, Outcome, ProbeKind
 from unit_spec import first_of
 
-__all__ = ["AccessReference", "Finding", "Probe", "documented"]
+__all__ = ["AccessReference", "Part", "documented", "touches_two"]
 
 GRANULE = 16
 WORD = 256
@@ -25,39 +25,35 @@ WORD = 256
 
 
 @dataclass(frozen=True)
-class Finding:
-    """How an access ends that needs no tags."""
-
-    outcome: Value
-    far: Value
-    wnr: Value
-    tags: Value
-
-
-@dataclass(frozen=True)
-class Probe:
-    """What is asked of one tag word, each field with the kinds of probes that it is for."""
+class Part:
+    """What becomes of one tag word of an access, each field with the kinds that it is for."""
 
     kind: Value
     word: Value
-    """All but those of all lines: its number within tag storage."""
+    """All but NONE and those of all lines: its number within tag storage."""
     mask: Value
-    """CHECK, LOAD, STORE."""
-    tags: Value
-    """STORE: the new tag of each granule."""
-    address: Value
-    """CHECK, LOAD, STORE: the VA of the first byte that the access touches in the word."""
+    """All but maintenance."""
+    start: Value
+    """All but maintenance: VA[7:4] of the first byte that the access touches in the word."""
     single: Value
-    """LOAD."""
+    """LOAD, and where tags are ``ones``."""
     asynchronous: Value
     """CHECK."""
     write: Value
-    """CHECK."""
-    last: Value
+    """CHECK, STORE, and NONE with a fault or an abort."""
+    outcome: Value
+    ones: Value
 
 
 def documented(config: TagConfig, access: data.View, control: data.View) -> dict[str, Value]:
     """What the descriptions of the ports promise of an access and of the map, each by a name."""
+    tag_block = reduce(
+        or_,
+        (
+            (access.bytes == size) & (_modulo(access.pa, size) == 0)
+            for size in (16, 32, 64, 128, 256)
+        ),
+    )
     aligned_block = reduce(
         or_, ((access.bytes == size) & (_modulo(access.pa, size) == 0) for size in (128, 256, 512))
     )
@@ -71,6 +67,10 @@ def documented(config: TagConfig, access: data.View, control: data.View) -> dict
             | aligned_block
             | (_is(access, Op.CLEAN, Op.INVALIDATE, Op.CLEAN_INVALIDATE) & (access.bytes == 0))
         ),
+        "LDGM and STGM are of an aligned block of no more than 256 bytes": (
+            ~_is(access, Op.LDGM, Op.STGM) | tag_block
+        ),
+        "what crosses a page comes as two": _modulo(access.pa, 4096) + access.bytes <= 4096,
         "translation keeps the place within a page": (
             _modulo(access.va, 4096) == _modulo(access.pa, 4096)
         ),
@@ -83,21 +83,37 @@ def documented(config: TagConfig, access: data.View, control: data.View) -> dict
     }
 
 
+def touches_two(access: data.View) -> Value:
+    """Do the first and the last byte of an access lie in different tag words?
+
+    LDG means one granule, whatever size is given, and maintenance one line.
+    """
+    last = access.pa + access.bytes - 1
+    return (last >> 8 != access.pa >> 8) & ~_is(
+        access, Op.LDG, Op.CLEAN, Op.INVALIDATE, Op.CLEAN_INVALIDATE
+    )
+
+
 class AccessReference:
     """An access under a translation regime and a storage map.
+
+    Parameters
+    ----------
+    access : View
+        Of ``access_layout``.
+    regime, control : View
+        Of ``regime_layout`` and ``map_layout``.
 
     Attributes
     ----------
     let_off : dict[str, Value]
         Reasons not to check it.
-    probes : Value
-        It becomes probes; if not, ``finding`` is how it ends.
-    finding : Finding
     """
 
-    def __init__(self, m: Module, access: data.View, control: data.View) -> None:
+    def __init__(self, m: Module, access: data.View, regime: data.View, control: data.View) -> None:
         self._m = m
         self._access = access
+        self._regime = regime
         self._control = control
         self._maintenance = self._named(
             "maintenance", _is(access, Op.CLEAN, Op.INVALIDATE, Op.CLEAN_INVALIDATE)
@@ -116,7 +132,7 @@ class AccessReference:
         self._writes = self._named(
             "writes", _is(access, Op.STORE) | (_is(access, Op.ATOMIC) & self._of_level("tcso"))
         )
-        mode = self._named("mode", Mux(access.el0, control.tcf[0], control.tcf[1]))
+        mode = self._named("mode", Mux(access.el0, regime.tcf[0], regime.tcf[1]))
         self._asynchronous = self._named(
             "asynchronous",
             (mode == CheckMode.ASYNC) | ((mode == CheckMode.ASYM) & self._writes),
@@ -157,7 +173,7 @@ class AccessReference:
             & (self._last >= control.storage_base)
             & (storage_bytes != 0),
         )
-        outcome = self._named(
+        self._outcome = outcome = self._named(
             "outcome",
             first_of(
                 (self._maintenance, Outcome.PASS),
@@ -173,7 +189,7 @@ class AccessReference:
                 default=Outcome.PASS,
             ),
         )
-        self.probes = self._named(
+        self._probes = self._named(
             "probes",
             Mux(
                 self._maintenance,
@@ -181,43 +197,31 @@ class AccessReference:
                 (outcome == Outcome.PASS) & tagged & (checked | tag_access),
             ),
         )
-        reported = (outcome != Outcome.PASS) & (outcome != Outcome.ASYNC)
-        gives_canonical = (outcome == Outcome.PASS) & self._tag_load & tag_access & canonical
-        touched = self._mask("word", self._first >> 8)
-        self.finding = Finding(
-            outcome=outcome,
-            far=self._named("far", Mux(reported, self._address, 0)),
-            wnr=self._named(
-                "wnr",
-                first_of(
-                    (~reported, 0),
-                    (self._tag_store, 1),
-                    # The tags may not be read, or cannot be had: a read fails.
-                    (outcome == Outcome.PERMISSION_FAULT, 0),
-                    ((outcome == Outcome.EXTERNAL_ABORT) & ~in_carve_out, 0),
-                    default=self._writes,
-                ),
-            ),
-            tags=self._named(
-                "tags",
-                first_of(
-                    (~gives_canonical, 0),
-                    (self._single, canonical_tag),
-                    default=Cat(Mux(granule, canonical_tag, 0)[:4] for granule in touched),
-                ),
+        self._ones = self._named(
+            "ones",
+            (outcome == Outcome.PASS) & self._tag_load & tag_access & canonical & access.va[55],
+        )
+        self._wnr = self._named(
+            "wnr",
+            first_of(
+                (self._tag_store, 1),
+                # The tags may not be read, or cannot be had: a read fails.
+                (outcome == Outcome.PERMISSION_FAULT, 0),
+                ((outcome == Outcome.EXTERNAL_ABORT) & ~in_carve_out, 0),
+                default=self._writes,
             ),
         )
 
-    def probe(self, number: Value) -> Probe:
-        """The probe of that number, from 0 to the first that is the last."""
+    def part(self, second: Value) -> Part:
+        """What becomes of its first or its second word."""
         access = self._access
-        word = self._named("probe_word", (self._first >> 8) + number)  # in all of memory
-        later = self._address - _modulo(self._address, WORD) + _times(number, WORD)
+        word = self._named("part_word", (self._first >> 8) + second)  # in all of memory
         by_address = access.bytes != 0
-        return Probe(
+        return Part(
             kind=self._named(
-                "probe_kind",
+                "part_kind",
                 first_of(
+                    (~self._probes, ProbeKind.NONE),
                     (self._tag_load, ProbeKind.LOAD),
                     (self._tag_store, ProbeKind.STORE),
                     (~self._maintenance, ProbeKind.CHECK),
@@ -228,22 +232,15 @@ class AccessReference:
                 ),
             ),
             word=word - (self._control.memory_base >> 8),
-            mask=self._mask("probe", word),
-            tags=Mux(
-                _is(access, Op.STG),
-                Cat(access.tags[:4] for _ in range(WORD // GRANULE)),
-                access.tags,
-            ),
-            address=Mux(number == 0, self._address, later)[:64],
+            mask=self._mask("part", word),
+            start=Mux(second, 0, _modulo(self._address, WORD) >> exact_log2(GRANULE)),
             single=self._single,
             asynchronous=self._asynchronous,
-            write=self._writes,
-            last=self._named("probe_last", self._maintenance | (self._last >> 8 == word)),
+            write=self._wnr,
+            # The first word tells of what concerns the access as a whole.
+            outcome=Mux(second, Outcome.PASS, self._outcome),
+            ones=self._ones,
         )
-
-    def granules_from(self, number: Value) -> Value:
-        """How many granules lie between the start of the probe's word and the access's end."""
-        return (self._last >> 4) + 1 - _times((self._first >> 8) + number, WORD // GRANULE)
 
     def _named(self, name: str, value: ValueLike) -> Signal:
         """A signal of that value, which shows in waveforms, and is there once."""
@@ -253,11 +250,11 @@ class AccessReference:
         return signal
 
     def _of_half(self, name: str) -> Value:
-        low, high = self._control[name]
+        low, high = self._regime[name]
         return Mux(self._access.va[55], high, low)
 
     def _of_level(self, name: str) -> Value:
-        el0, el1 = self._control[name]
+        el0, el1 = self._regime[name]
         return Mux(self._access.el0, el0, el1)
 
     def _mask(self, name: str, word: Value) -> Signal:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from amaranth.hdl import Assert, Cat, Module, Mux, Signal, Value
+from amaranth.lib import data
 from unit_spec import UnitSpec
 
 __all__ = ["Known", "lemmas"]
@@ -40,6 +41,8 @@ class Known:
         As they were at the transfer.
     here, left, steps : Value
         Where the lamp is, how many steps it has to go, and does it go one?
+    rgsr : View
+        RGSR as it is architected.
     """
 
     age: Value
@@ -55,6 +58,7 @@ class Known:
     here: Value
     left: Value
     steps: Value
+    rgsr: data.View
 
 
 def lemmas(m: Module, spec: UnitSpec, known: Known) -> None:
@@ -71,6 +75,7 @@ def _lemmas(m: Module, spec: UnitSpec, known: Known) -> Iterator[tuple[str, Valu
         return ~((age >= first) & (age <= until)) | holds
 
     # Control.
+    yield "the age of a request", age <= last
     cycle = spec.see(m, "cycle", 5)
     scan = spec.see(m, "scan", 2)
     yield (
@@ -142,6 +147,10 @@ def _lemmas(m: Module, spec: UnitSpec, known: Known) -> Iterator[tuple[str, Valu
             f"the rank among {n:02} is found",
             (age != RANKED) | ~known.random | (usable != n) | ranked,
         )
+
+    yield "no tag before the rank", at(1, spec.see(m, "secret_tag", 4) == 0, until=RANKED)
+    yield "RGSR.TAG", spec.see(m, "secret_rgsr_tag", 4) == known.rgsr.tag
+    yield "RGSR.SEED", free | at(3, spec.see(m, "secret_rgsr_seed", 48) == known.rgsr.seed)
 
     # The lamp: allowed lamps between the first one of the order and this one.
     rank = Signal(4)

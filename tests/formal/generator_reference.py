@@ -143,11 +143,9 @@ class TagGeneratorSpec(UnitSpec):
         total = Signal(range(TAGS + 1))
         begin, is_share = _share(m, total, (age - 1)[:4])
         steps = Signal()
-        m.d.comb += [
-            total.eq(sum(was_allowed[n] for n in range(TAGS))),
-            steps.eq(Mux(was_random, is_share & (was_entropy >= begin), left != 0)),
-        ]
+        m.d.comb += total.eq(sum(was_allowed[n] for n in range(TAGS)))
         with m.If(~free & (age <= TAGS)):
+            m.d.comb += steps.eq(Mux(was_random, is_share & (was_entropy >= begin), left != 0))
             moved = Mux(steps, here.rotate_left(1), here)
             m.d.sync += [here.eq(_past_excluded(m, moved, was_allowed)), left.eq(left - steps)]
         expected = Signal(4)
@@ -209,6 +207,7 @@ class TagGeneratorSpec(UnitSpec):
                 here=here,
                 left=left,
                 steps=steps,
+                rgsr=rgsr,
             )
             lemmas(m, self, known)
 

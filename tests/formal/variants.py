@@ -227,9 +227,9 @@ class CanonicalByTagAlone(Wrapper):
     Unit = AccessDecoder
 
     def change(self, m: Module) -> None:
-        outside, inside = self.i.payload, self.unit.i.payload
+        outside, inside = self.admitted, self.unit.admitted
         tag = outside.access.va[56:60]
-        tcma = outside.control.tcma.bit_select(outside.access.va[55], 1)
+        tcma = outside.regime.tcma.bit_select(outside.access.va[55], 1)
         with m.If(tcma & ((tag == 0x0) | (tag == 0xF))):
             m.d.comb += inside.access.exempt.eq(1)
 
@@ -240,9 +240,9 @@ class LastByteForgotten(Wrapper):
     Unit = AccessDecoder
 
     def change(self, m: Module) -> None:
-        size = self.i.payload.access.bytes
-        with m.If(size > 1):
-            m.d.comb += self.unit.i.payload.access.bytes.eq(size - 1)
+        size = self.admitted.access.bytes
+        with m.If((size > 1) & (size <= 64)):
+            m.d.comb += self.unit.admitted.access.bytes.eq(size - 1)
 
 
 class UncheckedUnbounded(Wrapper):
@@ -251,9 +251,9 @@ class UncheckedUnbounded(Wrapper):
     Unit = AccessDecoder
 
     def change(self, m: Module) -> None:
-        access = self.i.payload.access
+        access = self.admitted.access
         with m.If(access.tco & (access.op == Op.STORE)):
-            m.d.comb += self.unit.i.payload.access.memory.eq(Memory.UNTAGGED)
+            m.d.comb += self.unit.admitted.access.memory.eq(Memory.UNTAGGED)
 
 
 class AbortOfFetchIsWrite(Wrapper):
@@ -262,12 +262,33 @@ class AbortOfFetchIsWrite(Wrapper):
     Unit = AccessDecoder
 
     def change(self, m: Module) -> None:
-        stored = Signal()
-        with m.If(self.i.valid & self.i.ready):
-            m.d.sync += stored.eq(self.i.payload.access.op == Op.STORE)
-        finding = self.unchecked.payload.secret_finding
-        with m.If(stored & (finding.outcome == Outcome.EXTERNAL_ABORT)):
-            m.d.comb += finding.wnr.eq(1)
+        stores, stored = Signal(), Signal()
+        m.d.sync += [stores.eq(self.admitted.access.op == Op.STORE), stored.eq(stores)]
+        with m.If(stored & (self.unit.detail.outcome == Outcome.EXTERNAL_ABORT)):
+            m.d.comb += self.detail.write.eq(1)
+
+
+class BlockByItsFirstByte(Wrapper):
+    """A block of 512 bytes that begins before the carve-out is not seen to reach into it."""
+
+    Unit = AccessDecoder
+
+    def change(self, m: Module) -> None:
+        access = self.admitted.access
+        with m.If((access.op == Op.STORE) & (access.bytes == 512)):
+            m.d.comb += self.unit.admitted.access.bytes.eq(128)
+
+
+class WordRepeated(Wrapper):
+    """The second word of an access is the first one again, where that ends with 7."""
+
+    Unit = AccessDecoder
+
+    def change(self, m: Module) -> None:
+        word, again = Signal.like(self.word), Signal()
+        m.d.sync += [word.eq(self.unit.word), again.eq(self.unit.again)]
+        with m.If(again & (word[:3] == 7)):
+            m.d.comb += self.word.eq(word)
 
 
 class FirstWordAlone(Wrapper):

@@ -55,6 +55,7 @@ def test_init():
             "verdict": Out(stream.Signature(verdict_layout(SMALL))),
             "tfsr": Out(tfsr_layout()),
             "storage_error": Out(1),
+            "secret_corrections": Out(16),
             "busy": Out(1),
             "idle": Out(1),
         }
@@ -499,7 +500,7 @@ def certain_loads(count, *, mismatch=lambda n: False):
 
 @pytest.mark.parametrize("mismatch", [False, True], ids=["match", "mismatch"])
 def test_timing_hit(mismatch):
-    """A certain access that hits is answered 8 cycles after its transfer, whatever is found."""
+    """A certain access that hits is answered 12 cycles after its transfer, whatever is found."""
     warm, loads = certain_loads(3, mismatch=lambda n: mismatch)
     bench = Bench()
 
@@ -509,14 +510,14 @@ def test_timing_hit(mismatch):
             await bench.wait_until_idle()
             await bench.play([load])
         for step, cycle in bench.verdicts[1:]:
-            assert cycle - step.sent == 8
+            assert cycle - step.sent == 12
 
     bench.run(scenario)
     assert len(bench.verdicts) == 4
 
 
 def test_timing_miss():
-    """A miss takes 12 cycles and the memory's latency more, if its victim is clean."""
+    """A miss takes 40 cycles and the memory's latency more, if its victim is clean."""
     latency = 5
     bench = Bench(latency=latency)
     traffic = Traffic(SMALL)
@@ -528,7 +529,7 @@ def test_timing_miss():
             await bench.wait_until_idle()
             await bench.play([step])
         step, cycle = bench.verdicts[1]
-        assert cycle - step.sent == 8 + 12 + latency
+        assert cycle - step.sent == 12 + 40 + latency
 
     bench.run(scenario)
 
@@ -546,6 +547,26 @@ def test_timing_throughput():
     cycles = [cycle for _, cycle in bench.verdicts[1:]]
     assert cycles == list(range(cycles[0], cycles[0] + 60))
     assert [step for step, _ in bench.verdicts[1:]] == loads
+
+
+@pytest.mark.parametrize("latency", [40, 160])
+def test_timing_hit_under_miss(latency):
+    """While a line is fetched, hits on others are answered one per cycle, as if it were not."""
+    warm, loads = certain_loads(30)
+    bench = Bench(latency=latency)
+    missing = Traffic(SMALL)
+    missing.access("load", MAP.start + 2048, size=8)
+
+    async def scenario():
+        await bench.play(warm)
+        await bench.play([*missing.steps, *loads])
+
+    bench.run(scenario)
+    answered = {id(step): cycle for step, cycle in bench.verdicts}
+    cycles = [answered[id(step)] for step in loads]
+    assert cycles == list(range(cycles[0], cycles[0] + 30))
+    assert cycles[-1] < answered[id(missing.steps[0])]
+    assert cycles[0] - loads[0].sent == 12
 
 
 def test_timing_backpressure():
@@ -568,7 +589,7 @@ def test_timing_backpressure():
 
 
 def test_timing_release():
-    """A speculative access that hit is answered two cycles after its branch is resolved."""
+    """A speculative access that hit is answered eight cycles after its branch is resolved."""
     warm, _ = certain_loads(0)
     bench = Bench()
     traffic = Traffic(SMALL)
@@ -591,7 +612,7 @@ def test_timing_release():
 
         await bench.play(traffic.steps, idle=idle)
         cycles = [cycle for _, cycle in bench.verdicts[1:]]
-        assert cycles == [resolved + 2, resolved + 3]
+        assert cycles == [resolved + 8, resolved + 9]
 
     bench.run(scenario)
     assert all(step.answered for step in waiting)
@@ -783,7 +804,7 @@ def test_sim_refill_error(name):
 
 def test_sim_storage_error():
     """After a failed write-back no checked access and no tag load passes any more."""
-    bench = Bench(pauses={"b": iter([60])})
+    bench = Bench(pauses={"b": iter([200])})
     bench.memory.write_errors = range(STORAGE, STORAGE + 64)
     traffic = Traffic(SMALL)
     traffic.access("stg", MAP.start, tag=9)
