@@ -163,17 +163,16 @@ def _lemmas(m: Module, spec: UnitSpec, known: Known) -> Iterator[tuple[str, Valu
             m.d.sync += rank.eq(Mux(rank + 1 == total, 0, rank + 1))
     turned = Cat(known.allowed, known.allowed).bit_select(first, TAGS)
     lamp = Cat(known.here, known.here).bit_select(first, TAGS)
-    passed: Value = lamp[0]
-    before: list[Value] = []
-    for n in range(TAGS):
-        before.append(turned[n] & ~passed)
-        if n + 1 < TAGS:
-            passed = passed | lamp[n + 1]
+    before = [Signal(range(TAGS + 1), name=f"before_{n}") for n in range(TAGS)]
+    for n in range(1, TAGS):
+        m.d.comb += before[n].eq(before[n - 1] + turned[n - 1])
     one = sum(known.here[n] for n in range(TAGS)) == 1
     yield "one lamp is lit", free | one
-    arrived = (known.here & known.allowed).any() & (sum(before) == rank)
-    left_it = known.random | (known.offset == 0) | gone
-    yield "the lamp's rank", at(2, ~total.any() | ~left_it | arrived)
+    for n in range(TAGS):
+        yield (
+            f"the rank of the lamp at {n:02}",
+            at(2, ~total.any() | ~lamp[n] | (turned[n] & (before[n] == rank))),
+        )
     yield "the lamp has left", at(2, known.random | (known.offset == 0) | gone)
     taken = Mux(age > TAGS, TAGS - 1, (age - 1)[:4])
     yield (

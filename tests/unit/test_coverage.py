@@ -193,7 +193,7 @@ def test_every_exclusion_excludes_a_bin_or_half_of_one(plan):
 
 def test_every_fault_of_the_pipeline_has_a_rule(plan):
     assert OUTCOMES.keys() < set(plan["access"].dimensions["rule"])
-    # No code protects the tags yet, so none is uncorrectable.
+    # The bench flips no bits, so nothing is uncorrectable.
     assert set(OUTCOMES.values()) == set(Outcome) - {Outcome.PASS, Outcome.UNCORRECTABLE}
 
 
