@@ -221,10 +221,10 @@ class AccessDecoder(wiring.Component):
         s1_asynchronous = _register(1, "s1_asynchronous")
         s1_misaligned = _register(1, "s1_misaligned")
         s1_bounded = _register(1, "s1_bounded")  # it may not touch the carve-out
-        s1_mapped = _register(1, "s1_mapped")  # if tagged, it is to be within the map
         s1_all = _register(1, "s1_all")  # it is of all lines
-        s1_probes = _register(1, "s1_probes")  # it wants a tag word of tagged memory
+        s1_maintenance = _register(1, "s1_maintenance")
         s1_uses = _register(1, "s1_uses")  # it uses tags
+        s1_effective = _register(1, "s1_effective")  # and looks them up
         # What follows if it uses tags of memory that has none.
         s1_forbidden = _register(1, "s1_forbidden")
         s1_mismatch = _register(1, "s1_mismatch")
@@ -258,12 +258,10 @@ class AccessDecoder(wiring.Component):
                 s1_asynchronous.eq((mode == CheckMode.ASYNC) | ((mode == CheckMode.ASYM) & write)),
                 s1_misaligned.eq(misaligned),
                 s1_bounded.eq(~(maintenance | misaligned)),
-                s1_mapped.eq(~(every_line | misaligned)),
                 s1_all.eq(every_line),
-                s1_probes.eq(
-                    (maintenance & ~every_line) | (ata & ((tag_checked & effective) | tag_access))
-                ),
+                s1_maintenance.eq(maintenance),
                 s1_uses.eq(ata & (tag_checked | tag_access)),
+                s1_effective.eq(effective | tag_load | tag_store),
                 s1_forbidden.eq(tag_store & mtx),
                 s1_mismatch.eq(data_access & effective & mtx & ~canonical),
                 s1_ones.eq(tag_load & mtx & half),
@@ -317,12 +315,13 @@ class AccessDecoder(wiring.Component):
         forbidden = s1_uses & ((untagged & s1_forbidden) | ~(tagged | untagged))
         mismatch = s1_uses & untagged & s1_mismatch
         bounded = s1_bounded & ~forbidden
+        mapped = tagged & ~s1_misaligned & ~s1_all
         wanted = Signal(ProbeKind, init=ProbeKind.NONE)
         with m.If(s1_all):
             m.d.comb += wanted.eq(
                 Mux(s1_kind == ProbeKind.CLEAN, ProbeKind.CLEAN_ALL, ProbeKind.CLEAN_INVALIDATE_ALL)
             )
-        with m.Elif(tagged & s1_probes):
+        with m.Elif(tagged & ((s1_uses & s1_effective) | s1_maintenance)):
             m.d.comb += wanted.eq(s1_kind)
         outcome = Signal(Outcome)
         with m.If(s1_misaligned):
@@ -346,13 +345,13 @@ class AccessDecoder(wiring.Component):
         s2_write = _register(1, "s2_write")
         s2_tag_store = _register(1, "s2_tag_store")
         s2_reports = _register(1, "s2_reports")
-        s2_before = _register(1, "s2_before")
+        s2_before = _register(2, "s2_before")
         s2_reaches = _register(1, "s2_reaches")
         s2_near = _register(1, "s2_near")
-        s2_block_beyond = _register(1, "s2_block_beyond")
+        s2_block_below = _register(1, "s2_block_below")
         s2_outside = _register(1, "s2_outside")
-        s2_limited = _register(1, "s2_limited")
-        s2_page_beyond = _register(1, "s2_page_beyond")
+        s2_mapped = _register(1, "s2_mapped")
+        s2_page_below = _register(1, "s2_page_below")
         tag_stored = s1_kind == ProbeKind.STORE
         m.d.sync += [
             s2_ticket.eq(s1_ticket),
@@ -370,25 +369,26 @@ class AccessDecoder(wiring.Component):
             s2_write.eq(tag_stored | (s1_write & ~forbidden)),
             s2_tag_store.eq(tag_stored),
             s2_reports.eq(bounded),
-            s2_block_beyond.eq(s1_block[:page_bits] >= pages),
+            s2_block_below.eq((s1_block[:page_bits] - pages)[-1]),
             s2_near.eq(bounded & near_carve_out),
-            s2_before.eq(s1_block[2:].all()),
+            s2_before.eq(Cat(s1_block[2:18].all(), s1_block[18:34].all())),
             s2_reaches.eq(
                 bounded
                 & some_page
+                & s1_block[34:].all()
                 & ((goes_on & s1_block[:2].all()) | (s1_wide & s1_block[:2].any()))
             ),
-            s2_page_beyond.eq(s1_page[:page_bits] >= pages),
-            s2_limited.eq(tagged & s1_mapped),
-            s2_outside.eq(tagged & s1_mapped & ~near_map),
+            s2_page_below.eq((s1_page[:page_bits] - pages)[-1]),
+            s2_mapped.eq(mapped),
+            s2_outside.eq(mapped & ~near_map),
         ]
         with m.If(self.again):
             m.d.sync += s2_end.eq(~0)
         with m.If(s1_second):
             m.d.sync += [s2_begin.eq(0), s2_outcome.eq(Outcome.PASS), s2_reports.eq(0)]
 
-        refused = (s2_near & ~s2_block_beyond) | (s2_before & s2_reaches)
-        lost = s2_outside | (s2_limited & s2_page_beyond)
+        refused = (s2_near & s2_block_below) | (s2_before.all() & s2_reaches)
+        lost = s2_outside | (s2_mapped & ~s2_page_below)
         nowhere = refused | lost
         m.d.comb += [
             self.detail.ticket.eq(s2_ticket),

@@ -226,8 +226,11 @@ def induct(lowered: Lowered, *, steps: int, only: str = "", seconds: int = 60) -
                 return not match[1]
         raise FormalError(f"neither proved nor refuted: {lowered.asserts[number]}\n{log[-1500:]}")
 
-    abc(f"{read}; frames -i -F {steps}; write_aiger {unrolled}")
-    for cycle in range(steps):
+    # The first cycles are searched all at once, as far as that is quick.
+    searched = _search(lowered, numbers, depth=steps, seconds=10)
+    if searched < steps:
+        abc(f"{read}; frames -i -F {steps}; write_aiger {unrolled}")
+    for cycle in range(searched, steps):
         for number in numbers:
             if possible(cycle, number):
                 waveform = _replay(lowered, number, cycle)
@@ -263,6 +266,13 @@ def hold(lowered: Lowered, *, depth: int, only: str = "", seconds: int = 60) -> 
         Not all cycles were searched in time, or there is nothing to search for.
     """
     numbers = _select(lowered, only)
+    searched = _search(lowered, numbers, depth=depth, seconds=seconds)
+    if searched < depth:
+        raise FormalError(f"searched for {searched} cycles of {depth}")
+
+
+def _search(lowered: Lowered, numbers: list[int], *, depth: int, seconds: int) -> int:
+    """Search for cycles in which an assertion fails; how many there was time for, up to depth."""
     source = lowered.file("held.aig")
     select_outputs(lowered.file("assert.aig"), source, numbers)
     log = abc(f"read_aiger {source}; strash; bmc3 -F {depth} -T {seconds}", seconds=seconds + 60)
@@ -270,8 +280,9 @@ def hold(lowered: Lowered, *, depth: int, only: str = "", seconds: int = 60) -> 
         number, frame = numbers[int(match[1])], int(match[2])
         waveform = _replay(lowered, number, frame)
         raise Counterexample({lowered.asserts[number]: frame}, waveform)
-    if f"No output asserted in {depth} frames" not in log:
-        raise FormalError(f"not searched to the end:\n{log[-1500:]}")
+    if match := re.search(r"No output asserted in (\d+) frames", log):
+        return int(match[1])
+    raise FormalError(f"bmc3 did not answer:\n{log[-1500:]}")
 
 
 def cover(lowered: Lowered, *, depth: int, seconds: int = 60) -> dict[str, int]:

@@ -35,8 +35,10 @@ class Known:
         The age at which the response is there.
     asked : Value
         A request is transferred.
-    start : Value
-        It starts at this tag.
+    first : Value
+        The tag at lamp 0.
+    turned : Value
+        The lamps that are allowed.
     allowed, able, random, update, offset, entropy : Value
         As they were at the transfer.
     here, left, steps : Value
@@ -48,8 +50,9 @@ class Known:
     age: Value
     last: int
     asked: Value
-    start: Value
+    first: Value
     allowed: Value
+    turned: Value
     able: Value
     random: Value
     update: Value
@@ -96,34 +99,21 @@ def _lemmas(m: Module, spec: UnitSpec, known: Known) -> Iterator[tuple[str, Valu
     yield "what is scanned", scan == expected_scan
 
     # What was read of the request.
-    start = Signal(4)
-    with m.If(known.asked):
-        m.d.sync += start.eq(known.start)
     leaves = known.offset.any() & ~known.random
-    first = Signal(4)
     goes = Signal(4)
-    m.d.comb += [
-        first.eq(Mux(known.random, 0, start + leaves)),
-        goes.eq(Mux(known.random, 0, known.offset - leaves)),
-    ]
+    m.d.comb += goes.eq(Mux(known.random, 0, known.offset - leaves))
     for name, shape, since, value in (
         ("random", 1, 1, known.random),
         ("update", 1, 1, known.update),
         ("secret_allowed", TAGS, 1, Mux(known.able, known.allowed, 0)),
         ("secret_entropy", 32, 1, known.entropy),
-        ("secret_offset", 4, 1, known.offset),
-        ("secret_first", 4, 2, first),
+        ("secret_first", 4, 2, known.first),
         ("secret_steps", 4, 2, goes),
     ):
-        holds = spec.see(m, name, shape) == value
-        if name in ("secret_first", "secret_offset"):
-            pass
-        if name == "secret_offset":
-            holds = known.random | holds
-        yield f"{name} is what was asked for", at(since, holds)
-    yield "secret_start is what was asked for", at(
-        1, known.random | (spec.see(m, "secret_start", 4) == start)
-    )
+        yield f"{name} is what was asked for", at(since, spec.see(m, name, shape) == value)
+    for name, value in (("secret_start", known.first - leaves), ("secret_offset", known.offset)):
+        holds = known.random | (spec.see(m, name, 4) == value[:4])
+        yield f"{name} is what was asked for", at(1, holds)
 
     # Counted: the number of tags. Ranked: the rank.
     total = Signal(range(TAGS + 1))
@@ -161,17 +151,17 @@ def _lemmas(m: Module, spec: UnitSpec, known: Known) -> Iterator[tuple[str, Valu
         m.d.sync += gone.eq(1)
         with m.If(known.random | gone):
             m.d.sync += rank.eq(Mux(rank + 1 == total, 0, rank + 1))
-    turned = Cat(known.allowed, known.allowed).bit_select(first, TAGS)
-    lamp = Cat(known.here, known.here).bit_select(first, TAGS)
     before = [Signal(range(TAGS + 1), name=f"before_{n}") for n in range(TAGS)]
     for n in range(1, TAGS):
-        m.d.comb += before[n].eq(before[n - 1] + turned[n - 1])
+        m.d.comb += before[n].eq(before[n - 1] + known.turned[n - 1])
+    ring = Cat(known.allowed, known.allowed).bit_select(known.first, TAGS)
+    yield "the ring is turned", free | (known.turned == ring)
     one = sum(known.here[n] for n in range(TAGS)) == 1
     yield "one lamp is lit", free | one
     for n in range(TAGS):
         yield (
             f"the rank of the lamp at {n:02}",
-            at(2, ~total.any() | ~lamp[n] | (turned[n] & (before[n] == rank))),
+            at(2, ~total.any() | ~known.here[n] | (known.turned[n] & (before[n] == rank))),
         )
     yield "the lamp has left", at(2, known.random | (known.offset == 0) | gone)
     taken = Mux(age > TAGS, TAGS - 1, (age - 1)[:4])
@@ -179,8 +169,7 @@ def _lemmas(m: Module, spec: UnitSpec, known: Known) -> Iterator[tuple[str, Valu
         "the steps to go",
         at(
             1,
-            known.random
-            | (known.left == Mux(known.offset > taken, known.offset - taken, 0)),
+            known.random | (known.left == Mux(known.offset > taken, known.offset - taken, 0)),
         ),
     )
     yield (
@@ -198,8 +187,6 @@ def _lemmas(m: Module, spec: UnitSpec, known: Known) -> Iterator[tuple[str, Valu
             f"the shares that were reached, of {n:02}",
             at(
                 2,
-                ~known.random
-                | (total != n)
-                | (rank == Mux(wanted > reached, reached, wanted)),
+                ~known.random | (total != n) | (rank == Mux(wanted > reached, reached, wanted)),
             ),
         )

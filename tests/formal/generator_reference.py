@@ -108,11 +108,16 @@ class TagGeneratorSpec(UnitSpec):
             Assert(unit.idle == free, "idle is not told"),
         ]
 
+        # The ring is turned: lamp 0 is the first one that a walk can end at, which is the start if it
+        # has no step, and else the one after it. Lamp 0 is tag 0 if entropy picks.
+        #
         # What: all that the choice depends on is read at the transfer of the request.
         rgsr = Signal(rgsr_layout(), init={"seed": 1})
         random_offset, next_seed = _shifted(rgsr.seed)
         offset = Signal(4)
         was_allowed = Signal(TAGS)
+        was_first = Signal(4)
+        turned = Signal(TAGS)
         was_able = Signal()
         was_irg = Signal()
         was_random = Signal()
@@ -120,21 +125,28 @@ class TagGeneratorSpec(UnitSpec):
         was_entropy = Signal(ENTROPY_BITS)
         left = Signal(4)
         here = Signal(TAGS)
-        start = Signal(4)
+        random = irg & gcr.rrnd
+        allowed = Signal(TAGS)
+        leaves = Signal()
+        first = Signal(4)
         m.d.comb += [
             offset.eq(Mux(irg, random_offset, request.payload.tag_offset)),
-            start.eq(Mux(irg, Mux(gcr.rrnd, 0, rgsr.tag), request.payload.tag)),
+            allowed.eq(~(gcr.exclude | Mux(irg, request.payload.exclude, 0))),
+            leaves.eq(~random & (offset != 0)),
+            first.eq(Mux(random, 0, Mux(irg, rgsr.tag, request.payload.tag) + leaves)),
         ]
         with m.If(asked):
             m.d.sync += [
-                was_allowed.eq(~(gcr.exclude | Mux(irg, request.payload.exclude, 0))),
+                was_allowed.eq(allowed),
+                was_first.eq(first),
+                turned.eq(Cat(allowed, allowed).bit_select(first, TAGS)),
                 was_able.eq(Mux(request.payload.el0, unit.ata[0], unit.ata[1])),
                 was_irg.eq(irg),
-                was_random.eq(irg & gcr.rrnd),
+                was_random.eq(random),
                 was_offset.eq(offset),
                 was_entropy.eq(request.payload.entropy),
                 left.eq(offset),
-                here.eq(1 << start),
+                here.eq(Mux(leaves, 1 << (TAGS - 1), 1)),
             ]
 
         # ChooseNonExcludedTag: with offset 0 an excluded tag moves on to the next that is allowed.
@@ -147,9 +159,11 @@ class TagGeneratorSpec(UnitSpec):
         with m.If(~free & (age <= TAGS)):
             m.d.comb += steps.eq(Mux(was_random, is_share & (was_entropy >= begin), left != 0))
             moved = Mux(steps, here.rotate_left(1), here)
-            m.d.sync += [here.eq(_past_excluded(m, moved, was_allowed)), left.eq(left - steps)]
+            m.d.sync += [here.eq(_past_excluded(m, moved, turned)), left.eq(left - steps)]
         expected = Signal(4)
-        m.d.comb += expected.eq(Mux(was_able & was_allowed.any(), _number(here), 0))
+        m.d.comb += expected.eq(
+            Mux(was_able & was_allowed.any(), (was_first + _number(here))[:4], 0)
+        )
 
         with m.If(asked & irg & ~gcr.rrnd & Mux(request.payload.el0, unit.ata[0], unit.ata[1])):
             m.d.sync += rgsr.seed.eq(next_seed)
@@ -197,8 +211,9 @@ class TagGeneratorSpec(UnitSpec):
                 age=age,
                 last=LATENCY,
                 asked=asked,
-                start=start,
+                first=was_first,
                 allowed=was_allowed,
+                turned=turned,
                 able=was_able,
                 random=was_random,
                 update=was_irg & ~was_random & was_able,

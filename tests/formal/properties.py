@@ -8,44 +8,25 @@ designs with a fault that it must refute.
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from access_spec import AccessDecoderSpec
+import miss_variants as miss
+from access_spec import STEPS, AccessDecoderSpec
 from amaranth.lib import wiring
-from array_spec import BlockTagArray, HalvesSwapped, NeighbourWritten, TagArraySpec
-from barrier_spec import SpeculationBarrierSpec
-from cache_spec import TagCacheSpec
-from cache_variants import (
-    AbortHidden,
-    AbortInvented,
-    AnswerNotAwaited,
-    BytesStored,
-    DirtyForgotten,
-    FieldLost,
-    LastLineForgotten,
-    LineKept,
-    ReadErrorIgnored,
-    ReadyAtOnce,
-    WordsSwapped,
-    WriteErrorIgnored,
-)
 from check_spec import TagCheckSpec
 from confidentiality import CONTROLS, DESIGNS, PUBLISHED, problems, relate
 from emte.rtl import (
     AccessDecoder,
-    AccessQueue,
-    Barrier,
     MissUnit,
     SpeculationBarrier,
-    TagCache,
     TagCheck,
     TagConfig,
     TagGenerator,
     TagPipeline,
 )
-from emte.rtl.config import DEFAULT, Arrays
+from emte.rtl.config import DEFAULT
 from formal import Counterexample, FormalError, cover, hold, induct, lower, prove
 from generator_reference import LATENCY, TagGeneratorSpec
 from generator_variants import (
@@ -57,23 +38,21 @@ from generator_variants import (
     TagsWithoutAccess,
     UpperSeedLost,
 )
+from miss_spec import MissUnitSpec
 from unit_spec import TINY, UnitSpec
 from variants import (
     LEAKS,
     AbortBehindMismatch,
     AbortIsRead,
     AbortOfFetchIsWrite,
-    BranchForgotten,
+    BlockByItsFirstByte,
     CanonicalByTagAlone,
     FaultOfGranule,
     FirstWordAlone,
-    FlagLost,
     LastByteForgotten,
     LateOnMismatch,
-    PointerDamaged,
-    SquashMissed,
     UncheckedUnbounded,
-    VerdictLost,
+    WordRepeated,
     Wrapper,
     pipeline_with,
     withdrawn,
@@ -230,7 +209,7 @@ class Secrecy(Property):
 
     def verify(self) -> Mapping[str, list[str]]:
         design = TagPipeline(self.config)
-        if found := problems(relate(design), self.config):
+        if found := problems(relate(design)):
             raise FormalError("; ".join(found))
         for published, differing in CONTROLS.items():
             relation = relate(design, published={*PUBLISHED, *published})
@@ -302,63 +281,12 @@ def _stream_rules(unit: type[wiring.Component], output: str, stream: str, only: 
     )
 
 
-BARRIER_DEPTH = 10
-"""Cycles after reset in which the promise of the barrier is searched for a violation. A
-speculative access is answered in the 5th at the earliest, an id has its second use by the 7th."""
-
-
 def _mutants(
     spec: Callable[[type[Any]], wiring.Component], faults: Mapping[type[Any], str]
 ) -> tuple[Mutant, ...]:
     """A mutant for each fault, by the assertion that it violates."""
     return tuple(
         Mutant(unit.__name__, partial(spec, unit), violated) for unit, violated in faults.items()
-    )
-
-
-def _barrier_promise(form: Barrier) -> Spec:
-    config = replace(TINY, barrier=form)
-    early = "a verdict before the branches are resolved"
-    unprotected = replace(TINY, barrier=Barrier.NONE)
-    return Spec(
-        name=f"promise-{form.value}",
-        unit="SpeculationBarrier",
-        spec=lambda: SpeculationBarrierSpec(config, lemmas=True),
-        cover_depth=BARRIER_DEPTH,
-        seconds=200,
-        mutants=(
-            *_mutants(
-                lambda unit: SpeculationBarrierSpec(config, unit=unit(config)),
-                {
-                    SquashMissed: "a verdict for an access that is squashed",
-                    BranchForgotten: early,
-                    withdrawn(SpeculationBarrier, "verdict."): (
-                        "verdict_rules.valid fell before the payload was taken"
-                    ),
-                    VerdictLost: "idle, and an access is owed its verdict",
-                },
-            ),
-            Mutant("NoProtection", lambda: SpeculationBarrierSpec(unprotected), early),
-        ),
-    )
-
-
-def _barrier_fields(form: Barrier) -> Spec:
-    config = replace(TINY, barrier=form)
-    return Spec(
-        name=f"fields-{form.value}",
-        unit="SpeculationBarrier",
-        spec=lambda: SpeculationBarrierSpec(config, whole=True),
-        depth=BARRIER_DEPTH,
-        cover_depth=BARRIER_DEPTH,
-        seconds=240,
-        mutants=_mutants(
-            lambda unit: SpeculationBarrierSpec(config, whole=True, unit=unit(config)),
-            {
-                PointerDamaged: "va of an access is changed on its way",
-                FlagLost: "the verdict's wnr is another access's",
-            },
-        ),
     )
 
 
@@ -378,52 +306,42 @@ def _generator_choice(name: str, *, longest: int, quick: bool, faults: dict[type
     )
 
 
-FORMS = (Barrier.OBLIVIOUS, Barrier.DELAY)
-
 PROPERTIES: tuple[Property, ...] = (
-    _stream_rules(AccessQueue, "o.", "o"),
-    # Alone, the barrier meets outcomes of accesses that it never admitted: what it asserts of them
-    # is held by its own spec below.
-    _stream_rules(SpeculationBarrier, "verdict.", "verdict", only="_rules."),
-    _stream_rules(AccessDecoder, "probe.", "probe"),
-    _stream_rules(TagCache, "tag_word.", "tag_word"),
-    _stream_rules(MissUnit, "memory.ar", "memory_ar"),
-    _stream_rules(TagCheck, "o.", "o"),
+    _stream_rules(MissUnit, "memory.ar", "memory_ar", only="_rules."),
     _stream_rules(TagGenerator, "generate.response.", "generate_response"),
     _stream_rules(TagPipeline, "verdict.", "verdict"),
     Spec(
-        name="last-store",
-        unit="TagCache",
-        spec=lambda: TagCacheSpec(TINY, lemmas=True),
-        steps=1,
-        cover_depth=50,  # the 8 lines of the smallest map are zeroed after 45 at the earliest
-        seconds=120,
+        name="lines",
+        unit="MissUnit",
+        spec=lambda: MissUnitSpec(TINY),
+        depth=16,
+        cover_depth=30,
+        seconds=240,
         mutants=_mutants(
-            lambda unit: TagCacheSpec(TINY, unit=unit(TINY)),
+            lambda unit: MissUnitSpec(TINY, unit=unit(TINY)),
             {
-                BytesStored: "a tag that is not the last one stored",
-                DirtyForgotten: "maintenance is done, and storage has not the last tag",
-                WordsSwapped: "a tag is written back that is not the last one stored",
-                AnswerNotAwaited: "a line is fetched before storage has it",
-                LineKept: "a line is kept that was dropped",
-                ReadErrorIgnored: "a line is used that could not be fetched",
-                WriteErrorIgnored: "a failed write is not told",
-                AbortHidden: "tags are given after a failed write",
-                AbortInvented: "an abort, and storage told no error",
-                FieldLost: "a probe is changed, lost, or overtaken",
-                ReadyAtOnce: "ready, and storage has a tag of before",
-                LastLineForgotten: "ready, and storage has a tag of before",
+                miss.AnswerNotAwaited: "a refill overtakes the write-back of its line",
+                miss.BeatsOfOtherRead: "a beat at another index",
+                miss.WordRepeated: "a beat at another index",
+                miss.ErrorHidden: "a broken or poisoned line is told to be filled with tags",
+                miss.FilledEarly: "a line is told to be refused before it is dropped",
+                miss.PoisonIgnored: "a beat at a place of no MSHR",
+                miss.PlaceAskedTwice: "a way of an MSHR is not told to be busy",
+                miss.MatchLate: "a match that is none, or is missed",
             },
         ),
     ),
     Spec(
-        name="block-ram",
-        unit="TagArray",
-        spec=lambda: TagArraySpec(BlockTagArray(replace(TINY, arrays=Arrays.ECP5))),
-        cover_depth=8,
+        name="leaks",
+        unit="MissUnit",
+        spec=lambda: MissUnitSpec(TINY),
+        only="an MSHR leaks",
+        depth=28,
+        cover_depth=32,
+        seconds=240,
         mutants=_mutants(
-            lambda unit: TagArraySpec(unit(replace(TINY, arrays=Arrays.ECP5))),
-            {HalvesSwapped: "the entries", NeighbourWritten: "the secret_codes"},
+            lambda unit: MissUnitSpec(TINY, unit=unit(TINY)),
+            {miss.BeatLost: "an MSHR leaks", miss.MshrForgotten: "an MSHR leaks"},
         ),
     ),
     _generator_choice(
@@ -452,16 +370,18 @@ PROPERTIES: tuple[Property, ...] = (
     Spec(
         name="reference",
         unit="AccessDecoder",
-        spec=lambda: AccessDecoderSpec(AccessDecoder(DEFAULT), lemmas=True),
-        steps=1,
-        cover_depth=4,
+        spec=lambda: AccessDecoderSpec(AccessDecoder(DEFAULT)),
+        steps=STEPS,
+        cover_depth=6,
         mutants=_mutants(
             lambda unit: AccessDecoderSpec(unit(DEFAULT)),
             {
-                CanonicalByTagAlone: "a probe where there is none",
-                LastByteForgotten: "the mask of a probe",
-                UncheckedUnbounded: "the outcome of an outcome",
-                AbortOfFetchIsWrite: "the wnr of an outcome",
+                CanonicalByTagAlone: "the kind of a word",
+                LastByteForgotten: "the mask of a word",
+                UncheckedUnbounded: "the outcome of a word",
+                AbortOfFetchIsWrite: "the write of a word",
+                BlockByItsFirstByte: "the outcome of a word",
+                WordRepeated: "the word of a word",
             },
         ),
     ),
@@ -481,8 +401,6 @@ PROPERTIES: tuple[Property, ...] = (
             },
         ),
     ),
-    *(_barrier_promise(form) for form in FORMS),
-    *(_barrier_fields(form) for form in FORMS),
     *(
         Secrecy(
             name=f"secrecy-{name}",

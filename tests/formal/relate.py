@@ -12,7 +12,7 @@ one is compared. So their size does not matter.
 The plan:
 
 - ``prefix``: a register or memory is secret if its own name begins with it, public otherwise;
-- ``withheld``: registers and memories that are secret although their names do not say so;
+- ``withheld``: ends of names of registers that are secret although they do not say so;
 - ``published``: registers and memories that are public all the same;
 - ``secret_inputs``: ports of which some bits are secret, as ``[offset, width]``;
 - ``unobserved``: output ports that only a secret's owner sees;
@@ -76,7 +76,7 @@ def cut(top: ys.Module, plan: dict) -> Copy:
 
     def is_secret(path: str) -> bool:
         leaf = path.rpartition(".")[2]
-        if path in plan["withheld"]:
+        if path.endswith(tuple(plan["withheld"])):
             return True
         return leaf.startswith(plan["prefix"]) and path not in plan["published"]
 

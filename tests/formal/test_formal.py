@@ -4,7 +4,7 @@ import pytest
 from amaranth.hdl import Assert, Cat, Cover, Module, Mux, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In
-from emte.rtl import AccessQueue
+from emte.rtl import Door
 from formal import Counterexample, FormalError, cover, decide, hold, induct, lower, prove
 from unit_spec import TINY, UnitSpec
 
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.formal
 
 
 def test_selecting_nothing_is_refused():
-    with lower(UnitSpec(AccessQueue(TINY))) as lowered:
+    with lower(UnitSpec(Door(TINY))) as lowered:
         with pytest.raises(FormalError, match="no assertion with 'misspelt'"):
             prove(lowered, only="misspelt")
         with pytest.raises(FormalError, match="no assertion with 'misspelt'"):
@@ -112,5 +112,5 @@ def test_register_that_is_not_there_is_refused():
             m.d.comb += Assert(self.see(m, "head_vald", 1), "nothing")
 
     message = r"there is no register unit\.head_vald of 1 bits"
-    with pytest.raises(FormalError, match=message), lower(Spec(AccessQueue(TINY))):
+    with pytest.raises(FormalError, match=message), lower(Spec(Door(TINY))):
         pass

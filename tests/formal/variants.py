@@ -67,21 +67,14 @@ class LateOnMismatch(Wrapper):
     """A fault takes one cycle longer than a pass."""
 
     Unit = TagCheck
-    replaced = ("o",)
-    differing = frozenset(
-        {"next:check.waited", "next:barrier.verdict_valid", "next:cache.s1_valid"}
-    )
+    replaced = ("result_valid",)
+    differing = frozenset({"next:check.waited", "next:barrier.inside"})
 
     def change(self, m: Module) -> None:
-        inside, outside = self.unit.o, self.o
         waited = Signal()
-        passed = inside.payload.secret_finding.outcome == Outcome.PASS
-        m.d.comb += [
-            outside.payload.eq(inside.payload),
-            outside.valid.eq(inside.valid & (passed | waited)),
-            inside.ready.eq(outside.ready & (passed | waited)),
-        ]
-        m.d.sync += waited.eq(inside.valid & ~passed & ~(outside.valid & outside.ready))
+        passed = self.unit.result.secret_finding.outcome == Outcome.PASS
+        m.d.comb += self.result_valid.eq((self.unit.result_valid & passed) | waited)
+        m.d.sync += waited.eq(self.unit.result_valid & ~passed)
 
 
 class ZeroWordsNotWritten(Wrapper):
@@ -110,17 +103,12 @@ class FlagBeforeRelease(Wrapper):
     differing = frozenset({"next:barrier.early"})
 
     def change(self, m: Module) -> None:
-        checked = self.unit.checked
         early = Signal()
         m.d.comb += [
             self.tfsr.eq(self.unit.tfsr),
             self.tfsr.el0[0].eq(self.unit.tfsr.el0[0] | early),
         ]
-        with m.If(
-            checked.valid
-            & checked.ready
-            & (checked.payload.secret_finding.outcome == Outcome.ASYNC)
-        ):
+        with m.If(self.result_valid & (self.result.secret_finding.outcome == Outcome.ASYNC)):
             m.d.sync += early.eq(1)
 
 
@@ -135,10 +123,41 @@ class VerdictAhead(Wrapper):
         inside, outside = self.unit.verdict, self.verdict
         connect(m, inside, flipped(outside))
         with m.If(~inside.valid):
-            m.d.comb += outside.payload.wnr.eq(self.unit.checked.payload.secret_finding.wnr)
+            m.d.comb += outside.payload.wnr.eq(self.result.secret_finding.wnr)
 
 
-LEAKS = [LateOnMismatch, ZeroWordsNotWritten, FlagBeforeRelease, VerdictAhead]
+class FillSuppressed(Wrapper):
+    """A line that was asked for is not fetched while a granule does not match."""
+
+    Unit = TagCache
+    replaced = ("memory",)
+    differing = frozenset({"memory__arvalid"})
+
+    def change(self, m: Module) -> None:
+        inside, outside = self.unit.memory, self.memory
+        connect(m, inside, flipped(outside))
+        m.d.comb += outside.arvalid.eq(inside.arvalid & ~self.secret_damaged)
+
+
+class CorrectionTakesTime(Wrapper):
+    """The door is shut for a cycle in which a tag is corrected."""
+
+    Unit = TagCache
+    replaced = ("pause",)
+    differing = frozenset({"access__ready"})
+
+    def change(self, m: Module) -> None:
+        m.d.comb += self.pause.eq(self.unit.pause | self.secret_errors)
+
+
+LEAKS = [
+    LateOnMismatch,
+    ZeroWordsNotWritten,
+    FlagBeforeRelease,
+    VerdictAhead,
+    FillSuppressed,
+    CorrectionTakesTime,
+]
 
 
 class SquashMissed(Wrapper):
