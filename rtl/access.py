@@ -189,7 +189,9 @@ class AccessDecoder(wiring.Component):
         level = ~access.el0
         store_only = regime.tcso.bit_select(level, 1)
         ata = regime.ata.bit_select(level, 1)
+        tbi = regime.tbi.bit_select(half, 1)
         mtx = regime.mtx.bit_select(half, 1)
+        tcma = regime.tcma.bit_select(half, 1)
         mode = Signal(CheckMode)
         m.d.comb += mode.eq(Mux(access.el0, regime.tcf[0], regime.tcf[1]))
         tag = access.va[56:60]
@@ -203,8 +205,8 @@ class AccessDecoder(wiring.Component):
         tag_checked = (
             ((load & ~store_only) | store | atomic)
             & ~access.exempt
-            & (regime.tbi.bit_select(half, 1) | mtx)
-            & ~(regime.tcma.bit_select(half, 1) & canonical)
+            & (tbi | mtx)
+            & ~(tcma & canonical)
             & ~access.tco
         )
         tag_access = (tag_load | tag_store) & ~misaligned

@@ -79,7 +79,8 @@ class StoreBuffer(wiring.Component):
         m.d.comb += [
             places_write.addr.eq(self.slot),
             places_write.data.eq(self.secret_write_tags),
-            places_write.en.eq(self.write),
+            # The next place takes whatever comes: it counts only once the ring goes on.
+            places_write.en.eq(1),
             places_read.addr.eq(self.read_slot),
             self.secret_tags.eq(places_read.data),
         ]

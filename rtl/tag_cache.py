@@ -161,7 +161,7 @@ class TagCache(wiring.Component):
         m.submodules.array = array = TagArray(config)
         m.submodules.miss_unit = miss = MissUnit(config)
         m.submodules.keeper = keeper = Keeper(config)
-        m.submodules.waiting = waiting = WaitingList(config)
+        m.submodules.waiting_list = waiting = WaitingList(config)
         m.submodules.stores = stores = StoreBuffer(config)
         wiring.connect(m, miss.memory, wiring.flipped(self.memory))
 

@@ -248,7 +248,7 @@ def test_sim_random(name, seed):
         },
     )
     bench.room = (rng.random() < 0.8 for _ in itertools.count())
-    probes = list(stimulus(rng, CONFIGS[name], 600))
+    probes = list(stimulus(rng, CONFIGS[name], 250))
     gaps = itertools.cycle([0]) if seed == 1 else random_pauses(rng.getrandbits(32))
 
     async def scenario(ctx):
