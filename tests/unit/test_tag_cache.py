@@ -8,7 +8,7 @@ import pytest
 from amaranth.hdl import Cat, Elaboratable, Module
 from emte.rtl.codes import corrected_granule, granule_damaged, granule_syndrome
 from emte.rtl.config import SMALL, TagConfig
-from emte.rtl.layouts import ProbeKind, Refusal, detail_layout, memory_signature
+from emte.rtl.layouts import ProbeKind, Refusal, detail_layout
 from emte.rtl.tag_cache import TagCache
 from emte.sim.axi_memory import AxiMemory
 from emte.sim.harness import simulate
@@ -128,9 +128,10 @@ class Bench:
         ctx.set(dut.room, next(self.room))
         self.cycle += 1
 
-    async def run(self, ctx, probes, *, gaps=itertools.repeat(0), drain: bool = True) -> None:
+    async def run(self, ctx, probes, *, gaps=None, drain: bool = True) -> None:
         """Admit the probes in order, as fast as the cache lets, and wait for all answers."""
         dut = self.dut
+        gaps = gaps or itertools.repeat(0)
         todo = list(reversed(probes))
         decoded: Probe | None = None  # its word comes in this cycle
         detailed: Probe | None = None
