@@ -142,18 +142,24 @@ def _lemmas(m: Module, spec: UnitSpec, known: Known) -> Iterator[tuple[str, Valu
     yield "RGSR.TAG", spec.see(m, "secret_rgsr_tag", 4) == known.rgsr.tag
     yield "RGSR.SEED", free | at(3, spec.see(m, "secret_rgsr_seed", 48) == known.rgsr.seed)
 
-    # The lamp: allowed lamps between the first one of the order and this one.
-    rank = Signal(4)
+    # The lamp: allowed lamps between lamp 0 and this one. Solvers count best in unary numbers: 3 is
+    # three ones from bit 0 on.
+    before = [Signal(TAGS, name=f"before_{n}") for n in range(TAGS + 1)]
+    for n in range(TAGS):
+        m.d.comb += before[n + 1].eq(Mux(known.turned[n], Cat(1, before[n]), before[n]))
+    rank = Signal(TAGS)
     gone = Signal()
     with m.If(known.asked):
         m.d.sync += [rank.eq(0), gone.eq(0)]
     with m.Elif(~free & known.steps):
         m.d.sync += gone.eq(1)
         with m.If(known.random | gone):
-            m.d.sync += rank.eq(Mux(rank + 1 == total, 0, rank + 1))
-    before = [Signal(range(TAGS + 1), name=f"before_{n}") for n in range(TAGS)]
-    for n in range(1, TAGS):
-        m.d.comb += before[n].eq(before[n - 1] + known.turned[n - 1])
+            m.d.sync += rank.eq(Mux(Cat(1, rank)[:TAGS] == before[TAGS], 0, Cat(1, rank)))
+
+    def unary(number: Value) -> Value:
+        return Cat(number > n for n in range(TAGS))
+
+    yield "the number of tags, in unary", free | (before[TAGS] == unary(total))
     ring = Cat(known.allowed, known.allowed).bit_select(known.first, TAGS)
     yield "the ring is turned", free | (known.turned == ring)
     one = sum(known.here[n] for n in range(TAGS)) == 1
@@ -178,7 +184,7 @@ def _lemmas(m: Module, spec: UnitSpec, known: Known) -> Iterator[tuple[str, Valu
             2,
             known.random
             | ~total.any()
-            | (rank == (known.offset - known.left - leaves)[:4] % total),
+            | (rank == unary((known.offset - known.left - leaves)[:4] % total)),
         ),
     )
     reached = Mux(age > ARRIVED, TAGS - 1, (age - 2)[:4])
@@ -187,6 +193,8 @@ def _lemmas(m: Module, spec: UnitSpec, known: Known) -> Iterator[tuple[str, Valu
             f"the shares that were reached, of {n:02}",
             at(
                 2,
-                ~known.random | (total != n) | (rank == Mux(wanted > reached, reached, wanted)),
+                ~known.random
+                | (total != n)
+                | (rank == unary(Mux(wanted > reached, reached, wanted))),
             ),
         )

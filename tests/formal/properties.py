@@ -8,20 +8,20 @@ designs with a fault that it must refute.
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import miss_variants as miss
 from access_spec import STEPS, AccessDecoderSpec
 from amaranth.lib import wiring
-from check_spec import TagCheckSpec
+from array_spec import BlockTagArray, HalvesSwapped, NeighbourWritten, TagArraySpec
 from confidentiality import CONTROLS, DESIGNS, PUBLISHED, problems, relate
 from emte.rtl import (
     AccessDecoder,
+    Arrays,
     MissUnit,
     SpeculationBarrier,
-    TagCheck,
     TagConfig,
     TagGenerator,
     TagPipeline,
@@ -42,15 +42,10 @@ from miss_spec import MissUnitSpec
 from unit_spec import TINY, UnitSpec
 from variants import (
     LEAKS,
-    AbortBehindMismatch,
-    AbortIsRead,
     AbortOfFetchIsWrite,
     BlockByItsFirstByte,
     CanonicalByTagAlone,
-    FaultOfGranule,
-    FirstWordAlone,
     LastByteForgotten,
-    LateOnMismatch,
     UncheckedUnbounded,
     WordRepeated,
     Wrapper,
@@ -311,6 +306,16 @@ PROPERTIES: tuple[Property, ...] = (
     _stream_rules(TagGenerator, "generate.response.", "generate_response"),
     _stream_rules(TagPipeline, "verdict.", "verdict"),
     Spec(
+        name="block-ram",
+        unit="TagArray",
+        spec=lambda: TagArraySpec(BlockTagArray(replace(TINY, arrays=Arrays.ECP5))),
+        cover_depth=8,
+        mutants=_mutants(
+            lambda unit: TagArraySpec(unit(replace(TINY, arrays=Arrays.ECP5))),
+            {HalvesSwapped: "the entries", NeighbourWritten: "the secret_codes"},
+        ),
+    ),
+    Spec(
         name="lines",
         unit="MissUnit",
         spec=lambda: MissUnitSpec(TINY),
@@ -382,22 +387,6 @@ PROPERTIES: tuple[Property, ...] = (
                 AbortOfFetchIsWrite: "the write of a word",
                 BlockByItsFirstByte: "the outcome of a word",
                 WordRepeated: "the word of a word",
-            },
-        ),
-    ),
-    Spec(
-        name="reference",
-        unit="TagCheck",
-        spec=lambda: TagCheckSpec(TagCheck(DEFAULT)),
-        cover_depth=10,
-        mutants=_mutants(
-            lambda unit: TagCheckSpec(unit(DEFAULT)),
-            {
-                FirstWordAlone: "the outcome of a result",
-                AbortBehindMismatch: "the outcome of a result",
-                FaultOfGranule: "the far of a result",
-                AbortIsRead: "the wnr of a result",
-                LateOnMismatch: "a result that is none, or none where there is one",
             },
         ),
     ),

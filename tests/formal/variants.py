@@ -8,14 +8,14 @@ from contextlib import contextmanager
 from operator import attrgetter
 from unittest import mock
 
-from amaranth.hdl import Module, Signal, Value
+from amaranth.hdl import Module, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, connect, flipped
 from emte.rtl import pipeline
 from emte.rtl.access import AccessDecoder
 from emte.rtl.barrier import SpeculationBarrier
 from emte.rtl.config import TagConfig
-from emte.rtl.layouts import Memory, Op, Outcome, ProbeKind
+from emte.rtl.layouts import Memory, Op, Outcome
 from emte.rtl.tag_cache import TagCache
 from emte.rtl.tag_check import TagCheck
 
@@ -308,56 +308,6 @@ class WordRepeated(Wrapper):
         m.d.sync += [word.eq(self.unit.word), again.eq(self.unit.again)]
         with m.If(again & (word[:3] == 7)):
             m.d.comb += self.word.eq(word)
-
-
-class FirstWordAlone(Wrapper):
-    """The granules of an access's later words are not compared."""
-
-    Unit = TagCheck
-
-    def change(self, m: Module) -> None:
-        with m.If(~self.i.payload.probe.first):
-            m.d.comb += self.unit.i.payload.probe.mask.eq(0)
-
-
-class AbortBehindMismatch(Wrapper):
-    """Once a word of an access did not match, it does not matter that a later one is missing."""
-
-    Unit = TagCheck
-
-    def change(self, m: Module) -> None:
-        mismatch = Signal()
-        probe = self.i.payload.probe
-        tag = probe.address[56:60]
-        fails = Value.cast(self.i.payload.secret_word)[:4] != tag
-        with m.If(self.i.valid & self.i.ready):
-            m.d.sync += mismatch.eq(
-                (mismatch | (probe.mask[0] & fails & (probe.kind == ProbeKind.CHECK))) & ~probe.last
-            )
-        with m.If(mismatch):
-            m.d.comb += self.unit.i.payload.abort.eq(0)
-
-
-class FaultOfGranule(Wrapper):
-    """A fault always names the start of the granule, also of the first one."""
-
-    Unit = TagCheck
-
-    def change(self, m: Module) -> None:
-        finding = self.o.payload.secret_finding
-        with m.If(finding.outcome == Outcome.TAG_CHECK_FAULT):
-            m.d.comb += finding.far[:4].eq(0)
-
-
-class AbortIsRead(Wrapper):
-    """The abort of a tag store is reported as that of a read."""
-
-    Unit = TagCheck
-
-    def change(self, m: Module) -> None:
-        finding = self.o.payload.secret_finding
-        with m.If(finding.outcome == Outcome.EXTERNAL_ABORT):
-            m.d.comb += finding.wnr.eq(0)
 
 
 @contextmanager
