@@ -15,6 +15,7 @@ from .tag_array import ContextArray, TagArray
 from .tag_cache import TagCache
 from .tag_check import TagCheck
 from .tag_generator import TagGenerator
+from .verdict_queue import VerdictQueue
 from .waiting_list import WaitingList
 
 __all__ = [
@@ -44,5 +45,6 @@ __all__ = [
     "TagConfig",
     "TagGenerator",
     "TagPipeline",
+    "VerdictQueue",
     "WaitingList",
 ]

@@ -22,58 +22,48 @@ from .layouts import (
     verdict_layout,
 )
 from .tag_array import ContextArray
+from .verdict_queue import VerdictQueue, is_fault
 
 __all__ = ["SpeculationBarrier"]
 
-VERDICTS = 16
-"""Verdicts that wait for the core: one block of distributed RAM."""
+RING_BITS = 3
+"""Upper bits of the numbers of direct accesses that tell how far the newest is ahead."""
 
-UNDER_WAY = 12
-"""Cycles from the admission of a direct access to the count of its verdict, and one more."""
+PATIENCE = 7
+"""Cycles that an entry which may leave waits for one without a direct finding."""
 
-RING_MARGIN = 48
-"""Direct accesses between the door and the waiting list, several times over."""
-
-PATIENCE = 8
-"""Cycles that an entry which may be seen waits for one without a direct finding."""
+RECENT = 4
+"""Cycles from the one in which a resolve is known until ``BranchTable.certain`` tells what became
+certain by it. An access that is parked in the first of them takes a cycle longer than others."""
 
 
 def _context_layout(config: TagConfig) -> data.StructLayout:
     return data.StructLayout({"va": 64, "id": config.id_bits, "el0": 1})
 
 
-def _queued_layout(config: TagConfig) -> data.StructLayout:
-    """A verdict, with what TFSR needs to know of it. ``value`` is the address or the tags."""
+def _second_layout() -> data.StructLayout:
+    """A finding of the second tag word: the rest of its fields is 0."""
+    names = ("outcome", "index", "wnr")
+    return data.StructLayout({name: finding_layout()[name].shape for name in names})
+
+
+def _parked_layout(config: TagConfig) -> data.StructLayout:
+    """A request without tags, which only tag stores have, and branches, which the table knows."""
+    request = request_layout(config)
+    fields = {name: field.shape for name, field in request["access"].shape}
+    del fields["tags"], fields["branches"]
     return data.StructLayout(
         {
-            "value": 64,
-            "id": config.id_bits,
-            "outcome": Outcome,
-            "wnr": 1,
-            "el0": 1,
-            "half": 1,
+            "access": data.StructLayout(fields),
+            "regime": request["regime"].shape,
+            "two": 1,
         }
     )
 
 
-def _parked_layout(config: TagConfig) -> data.StructLayout:
-    """A request without ``tags``: tag stores are never speculative, and so are never parked."""
-    request = request_layout(config)
-    access = {name: field.shape for name, field in request["access"].shape if name != "tags"}
-    return data.StructLayout(
-        {"access": data.StructLayout(access), "regime": request["regime"].shape}
-    )
-
-
 def _assign(to: Any, of: Any) -> list:
-    """Statements that assign a request, field by field, without ``tags``."""
-    names = [name for name in of.access.shape().members if name != "tags"]
-    fields = [getattr(to.access, name).eq(getattr(of.access, name)) for name in names]
-    return [*fields, to.regime.eq(of.regime)]
-
-
-def _is_fault(outcome: Value) -> Value:
-    return (outcome != Outcome.PASS) & (outcome != Outcome.ASYNC)
+    """Statements that assign those fields of a struct that both have."""
+    return [to[name].eq(of[name]) for name in to.shape().members if name in of.shape().members]
 
 
 class SpeculationBarrier(wiring.Component):
@@ -93,14 +83,15 @@ class SpeculationBarrier(wiring.Component):
         Branches are ignored. Each access gets a verdict at once, also one that turns out to be
         squashed. This leaks tags; it exists to measure the price of the other forms.
 
-    An access that is certain when it is admitted, and covers one tag word, is *direct*: its finding
-    is a verdict at once. One of two words takes an entry of its own, kept for such, that joins the
-    findings. So a certain access never waits for what speculative ones hold, but it waits behind a
-    speculative one that waits for an entry.
+    An access that is certain when it is admitted, and touches one tag word, is *direct*: its
+    finding is a verdict at once. One of two words takes an entry of its own, kept for such, that
+    joins the findings. So a certain access never waits for what speculative ones hold; but it waits
+    behind a speculative one that waits for an entry.
 
-    An access is admitted in the cycle after its transfer at the earliest; a verdict is offered two
-    cycles after its finding came, or, from the table, four to eight cycles after the later of the
-    finding and the resolve. Accesses and verdicts are sustained at one per cycle.
+    An access is admitted in the cycle after its transfer at the earliest. A verdict is offered two
+    cycles after the finding of a direct access came; from the table eight cycles after the last
+    finding was announced, or nine after the last branch was resolved, if nothing holds it up.
+    Direct accesses and their verdicts are sustained at one per cycle.
 
     Members
     -------
@@ -109,9 +100,8 @@ class SpeculationBarrier(wiring.Component):
     resolve : ``In(resolve_signature(config))``
         The branch that is resolved in this cycle.
     admitted_valid : ``Out(1)``, admitted : ``Out(admitted_layout(config))``
-        An access enters the pipeline, in this cycle.
-    two : ``In(1)``
-        It covers two tag words, and takes the slot of the next cycle too. In the same cycle.
+        An access enters the pipeline, in this cycle. One of two tag words also takes the slot of
+        the next cycle. ``access.branches`` and ``access.tags`` are 0.
     pause : ``In(1)``
         Nothing is admitted in this cycle.
     store_ready : ``In(1)``, store_slot : ``In(config.store_bits)``
@@ -119,7 +109,8 @@ class SpeculationBarrier(wiring.Component):
     store : ``Out(1)``, secret_store_tags : ``Out(64)``
         A tag store is admitted; its tags, at their granules.
     coming_valid : ``In(1)``, coming : ``In(ticket_layout(config))``
-        Two cycles later comes the finding with this ticket.
+        Two cycles later the finding with this ticket comes. Not before seven cycles after the
+        admission.
     result_valid : ``In(1)``, result : ``In(result_layout(config))``
         What was found out.
     waiting_valid : ``In(1)``, waiting : ``In(ticket_layout(config))``
@@ -138,7 +129,6 @@ class SpeculationBarrier(wiring.Component):
     resolve: wiring.PureInterface
     admitted_valid: Signal
     admitted: data.View
-    two: Signal
     pause: Signal
     store_ready: Signal
     store_slot: Signal
@@ -163,7 +153,6 @@ class SpeculationBarrier(wiring.Component):
                 "resolve": In(resolve_signature(config)),
                 "admitted_valid": Out(1),
                 "admitted": Out(admitted_layout(config)),
-                "two": In(1),
                 "pause": In(1),
                 "store_ready": In(1),
                 "store_slot": In(config.store_bits),
@@ -187,369 +176,374 @@ class SpeculationBarrier(wiring.Component):
         config = self.config
         form = config.barrier
 
-        # What was resolved in the last cycle.
+        # What is resolved, one-hot: in this cycle, and in the last one.
+        resolving = Signal(config.branches)
+        failing = Signal(config.branches)
         resolved = Signal(config.branches)
         wrong = Signal(config.branches)
-        if form is not Barrier.NONE:
-            bit = Signal(config.branches)
-            m.d.comb += bit.bit_select(self.resolve.branch, 1).eq(self.resolve.valid)
-            m.d.sync += [
-                resolved.eq(bit),
-                wrong.eq(bit & self.resolve.mispredicted.replicate(config.branches)),
-            ]
+        m.d.comb += [
+            resolving.bit_select(self.resolve.branch, 1).eq(self.resolve.valid),
+            failing.eq(resolving & self.resolve.mispredicted.replicate(config.branches)),
+        ]
+        m.d.sync += [resolved.eq(resolving), wrong.eq(failing)]
 
         m.submodules.door = door = Door(config)
-        wiring.connect(m, door.i, wiring.flipped(self.access))
-        m.d.comb += [door.resolved.eq(resolved), door.wrong.eq(wrong)]
-        m.submodules.table = table = BranchTable(config)
-        m.d.comb += [table.resolved.eq(resolved), table.wrong.eq(wrong)]
+        m.d.comb += [
+            door.i.valid.eq(self.access.valid),
+            door.i.payload.eq(self.access.payload),
+            self.access.ready.eq(door.i.ready),
+            door.resolving.eq(resolving),
+            door.failing.eq(failing),
+            door.resolved.eq(resolved),
+            door.wrong.eq(wrong),
+        ]
+        if form is Barrier.NONE:
+            m.d.comb += door.i.payload.access.branches.eq(0)
 
-        # The access that enters next: in the delaying form, one that was parked goes first.
+        # The table: for accesses that are admitted, or parked, before they are certain.
+        m.submodules.table = table = BranchTable(config, parks=form is Barrier.DELAY)
+        m.d.comb += [
+            table.resolved.eq(resolved),
+            table.wrong.eq(wrong),
+            table.branches.eq(door.branches),
+            table.squashed.eq(door.squashed),
+            table.two.eq(door.two),
+        ]
+
+        # The access that enters next.
         request = Signal(request_layout(config))
-        valid = Signal()
+        certain = Signal()
+        goes = Signal()  # it is certain, and has its place
         speculative = Signal()
-        squashed = Signal()
+        two = Signal()
+        stores_tags = Signal()
+        direct_free = Signal(init=1)  # there is place for a certain access of one tag word
+        pair_free = Signal(init=1)  # and of two
+        admits = Signal()
+        is_held = Signal()  # a certain access must wait for an older one
+        inside = Signal()  # an access is here
         m.d.comb += [
             request.eq(door.o),
-            valid.eq(door.valid),
-            speculative.eq(door.speculative if form is not Barrier.NONE else 0),
-            squashed.eq(door.squashed if form is not Barrier.NONE else 0),
-        ]
-        unparked_valid = Signal()
-        if form is Barrier.DELAY:
-            m.submodules.parked = parked = memory.Memory(
-                shape=_parked_layout(config), depth=config.held, init=[]
-            )
-            parked_write = parked.write_port()
-            parked_read = parked.read_port(domain="comb")
-            unparked = Signal(_parked_layout(config))
-            m.d.comb += [
-                parked_write.addr.eq(table.slot),
-                *_assign(parked_write.data, door.o),
-                parked_write.en.eq(table.allocate),
-                parked_read.addr.eq(table.picked_slot),
-            ]
-            with m.If(unparked_valid):
-                m.d.comb += [
-                    *_assign(request, unparked),
-                    request.access.tags.eq(0),
-                    valid.eq(1),
-                    speculative.eq(0),
-                    squashed.eq(0),
-                ]
-            with m.If(~unparked_valid | self.admitted_valid):
-                m.d.comb += table.release.eq(table.picked)
-                m.d.sync += [unparked_valid.eq(table.picked), unparked.eq(parked_read.data)]
-
-        op = request.access.op
-        tag_store = (op == Op.STG) | (op == Op.STGM)
-        alone = self.two  # certain, it takes the entry that is kept for such
-        shut = Signal()  # the slot is that of a second word
-        open_ = Signal()
-        m.d.comb += open_.eq(
-            valid & ~squashed & ~self.pause & ~shut & (~tag_store | self.store_ready)
-        )
-        m.d.sync += shut.eq(self.admitted_valid & self.two)
-
-        # Direct accesses have numbers from a ring, which must not overtake the oldest one that
-        # still waits for its line.
-        ring = Signal(config.ticket_bits)
-        oldest = Signal(config.ticket_bits)
-        ahead = Signal(config.ticket_bits)
-        ring_free = Signal()
-        starved = Signal()
-        pair_free = Signal(init=1)
-        with m.If(~self.waiting_valid):
-            m.d.sync += oldest.eq(ring)
-        with m.Elif(self.waiting.direct):
-            m.d.sync += oldest.eq(self.waiting.number)
-        m.d.sync += [
-            ahead.eq(ring - oldest),
-            ring_free.eq(ahead < (1 << config.ticket_bits) - RING_MARGIN),
-        ]
-        direct = Signal()
-        goes_certain = Signal()
-        m.d.comb += [
-            direct.eq(~speculative & ~alone),
-            goes_certain.eq(
-                open_ & ~speculative & self.room & ~starved & Mux(alone, pair_free, ring_free)
-            ),
-        ]
-
-        # What the form does with a speculative access.
-        parks = Signal()
-        goes_speculative = Signal()
-        m.d.comb += [
-            table.branches.eq(door.branches),
-            table.squashed.eq(door.squashed_after),
-            self.admitted_valid.eq(goes_certain | goes_speculative),
+            certain.eq(door.certain),
+            goes.eq(door.goes),
+            speculative.eq(door.speculative),
+            two.eq(door.two),
+            stores_tags.eq(door.tag_store),
+            inside.eq(door.valid),
+            door.one_free.eq(direct_free),
+            door.two_free.eq(pair_free),
         ]
         if form is Barrier.OBLIVIOUS:
             m.d.comb += [
-                goes_speculative.eq(open_ & speculative & table.available & (op != Op.LDGM)),
-                table.allocate.eq(goes_speculative),
-                table.owes.eq(Cat(1, self.two)),
-                door.leave.eq(self.admitted_valid | (door.valid & door.squashed)),
+                table.allocate.eq(self.admitted_valid & door.speculative),
+                door.leave.eq(admits),
+                # The same, written so that `ready`, the longer way, does not come after it.
+                self.admitted_valid.eq(door.valid & door.i.ready),
             ]
         elif form is Barrier.DELAY:
-            # What became certain in the table is older than the access at the door, which may be a
-            # tag store to the same granule: so the door waits for it, and also for what becomes
-            # certain in this very cycle.
-            older = unparked_valid | table.picked | table.certain
+            # A speculative access is parked in the table. From there it moves into a register of
+            # its own, and is admitted before the one at the door: which may be a tag store to the
+            # same granule, sent as soon as the branch was resolved. So the door is also shut while
+            # an entry may become certain.
+            layout = _parked_layout(config)
+            m.submodules.parked = parked = memory.Memory(shape=layout, depth=config.held, init=[])
+            write, read = parked.write_port(), parked.read_port(domain="comb")
+            unparked = Signal(layout, reset_less=True)
+            unparked_valid = Signal()
+            unparked_new = Signal()
+            unparked_squashed = Signal()
+            unparked_leaves = Signal()
+            parks = Signal()
+            recent = Signal(RECENT - 1)
             m.d.comb += [
-                parks.eq(door.valid & ~door.squashed & door.speculative & table.available),
+                parks.eq(door.speculative & table.available),
                 table.allocate.eq(parks),
-                table.owes.eq(0),
-                door.leave.eq(
-                    parks | (door.valid & door.squashed) | (self.admitted_valid & ~unparked_valid)
+                door.leave.eq(parks | (admits & ~unparked_valid)),
+                self.admitted_valid.eq(admits),
+                write.addr.eq(table.slot),
+                *_assign(write.data.access, door.o.access),
+                write.data.regime.eq(door.o.regime),
+                write.data.two.eq(door.two),
+                write.en.eq(table.available),
+                read.addr.eq(table.picked_slot),
+                unparked_squashed.eq(unparked_new & table.dropped),
+                unparked_leaves.eq(self.admitted_valid | unparked_squashed),
+                table.release.eq(table.picked & (~unparked_valid | unparked_leaves)),
+                is_held.eq(
+                    ~unparked_valid & (table.certain | table.picked | resolved.any() | recent.any())
                 ),
+                inside.eq(door.valid | unparked_valid),
             ]
-            with m.If(older & ~unparked_valid):
-                m.d.comb += goes_certain.eq(0)
+            m.d.sync += [
+                recent.eq(Cat(resolved.any(), recent)),
+                unparked_new.eq(table.release),
+                unparked_valid.eq(table.release | (unparked_valid & ~unparked_leaves)),
+            ]
+            with m.If(table.release):
+                m.d.sync += unparked.eq(read.data)
+            m.d.comb += speculative.eq(0)
+            with m.If(unparked_valid):
+                m.d.comb += [
+                    *_assign(request.access, unparked.access),
+                    request.regime.eq(unparked.regime),
+                    certain.eq(~unparked_squashed),
+                    goes.eq(~unparked_squashed & Mux(unparked.two, pair_free, direct_free)),
+                    two.eq(unparked.two),
+                    stores_tags.eq(0),
+                ]
         else:
-            m.d.comb += door.leave.eq(self.admitted_valid)
+            m.d.comb += [door.leave.eq(admits), self.admitted_valid.eq(admits)]
 
+        # A certain access of one word needs room for its verdict, and a number of a ring that must
+        # not overtake the oldest one that still waits for its line. One of two words needs the
+        # entry that is kept for such.
+        m.submodules.verdicts = verdicts = VerdictQueue(config)
+        ring = Signal(config.ticket_bits)
+        ring_top = ring[-RING_BITS:]
+        oldest = Signal(RING_BITS)
+        ahead = Signal(RING_BITS)
+        starved = Signal()
+        with m.If(~self.waiting_valid):
+            m.d.sync += oldest.eq(ring_top)
+        with m.Elif(self.waiting.direct):
+            m.d.sync += oldest.eq(self.waiting.number[-RING_BITS:])
+        m.d.comb += [self.room.eq(verdicts.room), ahead.eq(ring_top - oldest)]
+        m.d.sync += direct_free.eq(verdicts.room & ~starved & (ahead < (1 << RING_BITS) - 2))
+
+        shut = Signal()  # the slot is that of a second word
+        direct = Signal()
+        m.d.comb += [
+            direct.eq(~speculative & ~two),
+            admits.eq(
+                ((speculative & table.available) | (goes & ~is_held))
+                & (~self.pause & ~shut & (~stores_tags | self.store_ready))
+            ),
+        ]
+        m.d.sync += shut.eq(self.admitted_valid & two)
         with m.If(self.admitted_valid & direct):
             m.d.sync += ring.eq(ring + 1)
         number = Signal(config.ticket_bits)
-        with m.If(direct):
-            m.d.comb += number.eq(ring)
-        with m.Elif(speculative):
+        with m.If(speculative):
             m.d.comb += number.eq(table.slot)
-        with m.Else():
+        with m.Elif(two):
             m.d.comb += number.eq(config.held)
+        with m.Else():
+            m.d.comb += number.eq(ring)
         m.d.comb += [
             self.admitted.access.eq(request.access),
+            self.admitted.access.tags.eq(0),
             self.admitted.regime.eq(request.regime),
             self.admitted.ticket.number.eq(number),
             self.admitted.ticket.direct.eq(direct),
             self.admitted.store.eq(self.store_slot),
-            self.store.eq(self.admitted_valid & tag_store),
+            self.store.eq(self.admitted_valid & stores_tags),
+            # One bit tells STGM from STG.
             self.secret_store_tags.eq(
-                Mux(op == Op.STG, request.access.tags[:4].replicate(16), request.access.tags)
+                Mux(
+                    Value.cast(door.o.access.op)[1],
+                    door.o.access.tags,
+                    door.o.access.tags[: config.tag_bits].replicate(config.word_granules),
+                )
             ),
         ]
 
-        # The context of the access, to which the verdict will need to refer.
+        # The context of the access, to which the verdict will need to refer. It is written while
+        # the access is here, wherever its number is nobody else's.
         m.submodules.contexts = contexts = ContextArray(config, _context_layout(config).size)
         context_write = Signal(_context_layout(config))
         m.d.comb += [
             context_write.va.eq(request.access.va),
             context_write.id.eq(request.access.id),
             context_write.el0.eq(request.access.el0),
-            contexts.write.eq(self.admitted_valid),
+            contexts.write.eq(Mux(speculative, table.available, certain & (~two | pair_free))),
             contexts.write_address.eq(Cat(number, direct)),
             contexts.write_data.eq(context_write),
         ]
-        with m.If(op == Op.LDG):
+        with m.If(request.access.op == Op.LDG):
             m.d.comb += context_write.va[:4].eq(0)
 
-        # Findings of accesses that are not direct, one for each word. The last row is that of the
-        # certain access of two words.
+        # Findings of the certain access of two words.
         finding = self.result.secret_finding
-        entry_bits = config.held.bit_length()
-        entry = self.result.ticket.number[:entry_bits]
-        to_entry = self.result_valid & ~self.result.ticket.direct
-        rows = []
-        for word, name in enumerate(("secret_findings_first", "secret_findings_second")):
-            m.submodules[name] = findings = memory.Memory(
-                shape=finding_layout(), depth=config.held + 1, init=[]
-            )
-            write, read = findings.write_port(), findings.read_port(domain="comb")
-            m.d.comb += [
-                write.addr.eq(entry),
-                write.data.eq(finding),
-                write.en.eq(to_entry & (self.result.ticket.second == word)),
-            ]
-            rows.append(read)
-        first, second = (read.data for read in rows)
-        finishes = Cat(to_entry & ~self.result.ticket.second, to_entry & self.result.ticket.second)
-        of_pair = entry == config.held
-        m.d.comb += [
-            table.finish_slot.eq(entry),
-            table.finish.eq(finishes & ~of_pair.replicate(2)),
-        ]
-        two_words = Signal(config.held + 1)
-        with m.If(self.admitted_valid & ~direct):
-            m.d.sync += two_words.bit_select(number[:entry_bits], 1).eq(self.two)
-
-        pair_owed = Signal(2)
+        is_finding = self.result_valid & ~self.result.ticket.direct
+        of_second = self.result.ticket.second
+        secret_pair_first = Signal(finding_layout(), reset_less=True)
+        secret_pair_second = Signal(_second_layout(), reset_less=True)
+        pair_done = Signal(2)
         pair_ready = Signal()
-        pair_released = Signal()
-        with m.If(self.admitted_valid & ~speculative & alone):
-            m.d.sync += [pair_free.eq(0), pair_owed.eq(3)]
-        with m.Elif(of_pair):
-            m.d.sync += pair_owed.eq(pair_owed & ~finishes)
-        m.d.comb += pair_ready.eq(~pair_free & (pair_owed == 0))
-        with m.If(pair_released):
-            m.d.sync += pair_free.eq(1)
+        pair_leaves = Signal()
+        with m.If(is_finding & self._is_pair(self.result.ticket)):
+            with m.If(of_second):
+                m.d.sync += [*_assign(secret_pair_second, finding), pair_done[1].eq(1)]
+            with m.Else():
+                m.d.sync += [*_assign(secret_pair_first, finding), pair_done[0].eq(1)]
+        with m.If(self.admitted_valid & ~speculative & two):
+            m.d.sync += pair_free.eq(0)
+        with m.If(pair_leaves):
+            m.d.sync += [pair_free.eq(1), pair_done.eq(0), pair_ready.eq(0)]
+        with m.Elif(pair_done.all()):
+            m.d.sync += pair_ready.eq(1)
 
-        # The tail. First stage: whose context is read? A direct finding that comes goes first.
-        releases = Signal()
-        entry_released = Signal(entry_bits)
-        table_picked = table.picked if form is Barrier.OBLIVIOUS else Const(0)
-        tail_free = ~(self.coming_valid & self.coming.direct)
+        # First stage of the way out: whose context is read? That of a direct access whose finding
+        # comes, else that of an entry. Its findings are there by then.
+        picked = table.picked if form is Barrier.OBLIVIOUS else Const(0)
+        comes_direct = Signal()
+        leaves = Signal()
+        patience = Signal(range(PATIENCE + 1))
         m.d.comb += [
-            releases.eq(tail_free & self.room & (pair_ready | table_picked)),
-            pair_released.eq(releases & pair_ready),
-            entry_released.eq(Mux(pair_ready, config.held, table.picked_slot)),
+            comes_direct.eq(self.coming_valid & self.coming.direct),
+            leaves.eq(~comes_direct & verdicts.room & (pair_ready | picked)),
+            pair_leaves.eq(leaves & pair_ready),
             contexts.address.eq(
                 Mux(
-                    tail_free,
-                    entry_released,
+                    comes_direct,
                     Cat(self.coming.number, Const(1, 1)),
+                    Mux(pair_ready, config.held, table.picked_slot),
                 )
             ),
         ]
-        if form is Barrier.OBLIVIOUS:
-            m.d.comb += table.release.eq(releases & ~pair_ready)
-        patience = Signal(range(PATIENCE + 1))
         m.d.sync += starved.eq(patience == PATIENCE)
-        with m.If(~(pair_ready | table_picked) | releases):
+        with m.If(leaves):
             m.d.sync += patience.eq(0)
-        with m.Elif(patience != PATIENCE):
+        with m.Elif((pair_ready | picked) & (patience != PATIENCE)):
             m.d.sync += patience.eq(patience + 1)
 
+        first, second = secret_pair_first, secret_pair_second
+        is_double: Value = Const(1)
+        if form is Barrier.OBLIVIOUS:
+            first, second, is_double = self._add_findings(m, table, two)
+            first = Mux(pair_ready, secret_pair_first, first)
+            second = Mux(pair_ready, secret_pair_second, second)
+            is_double |= pair_ready
+            m.d.comb += table.release.eq(leaves & ~pair_ready)
+        s1_valid = Signal()
+        s1_pair = Signal()
+        s1_direct = Signal()
+        secret_s1_first = Signal(finding_layout(), reset_less=True)
+        secret_s1_second = Signal(_second_layout(), reset_less=True)
+        m.d.sync += [
+            s1_valid.eq(leaves),
+            s1_pair.eq(pair_ready),
+            s1_direct.eq(comes_direct),
+            secret_s1_first.eq(first),
+            secret_s1_second.eq(Mux(is_double, second, 0)),
+        ]
+
         # Second stage: the findings of an entry become one.
-        t1_valid = Signal()
-        t1_entry = Signal(entry_bits)
-        t1_two = Signal()
-        secret_second = Signal(finding_layout())
-        joined = Signal(finding_layout())
-        joined_second = Signal()
+        s2_valid = Signal()
+        s2_direct = Signal()
+        secret_joined = Signal(finding_layout(), reset_less=True)
+        secret_fault = Signal(reset_less=True)
+        secret_of_second = Signal(reset_less=True)
+        first_faults = is_fault(secret_s1_first.outcome)
+        second_faults = is_fault(secret_s1_second.outcome)
         m.d.sync += [
-            t1_valid.eq(releases),
-            t1_entry.eq(entry_released),
-            t1_two.eq(two_words.bit_select(entry_released, 1)),
+            s2_valid.eq(s1_valid & (s1_pair | ~table.dropped)),
+            s2_direct.eq(s1_direct),
+            secret_joined.eq(secret_s1_first),
+            secret_fault.eq(first_faults | second_faults),
+            secret_of_second.eq(~first_faults & second_faults),
         ]
-        m.d.comb += [read.addr.eq(t1_entry) for read in rows]
-        with m.If(t1_two):
-            m.d.comb += secret_second.eq(second)
-        m.d.comb += joined.eq(first)
         with m.If(
-            ~_is_fault(first.outcome)
-            & (_is_fault(secret_second.outcome) | (secret_second.outcome == Outcome.ASYNC))
+            second_faults & ~first_faults
+            | (secret_s1_second.outcome == Outcome.ASYNC)
+            & (secret_s1_first.outcome == Outcome.PASS)
         ):
-            m.d.comb += [joined.eq(secret_second), joined_second.eq(1)]
-
-        # Third stage: finding and context make the verdict.
-        t2_valid = Signal()
-        secret_joined = Signal(finding_layout())
-        secret_joined_second = Signal()
-        m.d.sync += [
-            t2_valid.eq(t1_valid),
-            secret_joined.eq(joined),
-            secret_joined_second.eq(joined_second),
-        ]
-        is_direct = self.result_valid & self.result.ticket.direct
-        shown = Signal(finding_layout())
-        of_second = Signal()
-        context = data.View(_context_layout(config), contexts.data)
-        m.d.comb += shown.eq(Mux(is_direct, finding, secret_joined))
-        with m.If(~is_direct):
-            m.d.comb += of_second.eq(secret_joined_second)
-        fault = _is_fault(shown.outcome)
-        address = Cat(
-            Mux(shown.exact, context.va[:4], 0),
-            shown.index,
-            (context.va[8:12] + of_second)[:4],
-            context.va[12:],
-        )
-        tags = Cat(
-            self.result.secret_tags[:4] | shown.tag,
-            self.result.secret_tags[4:],
-        )
-        m.submodules.verdicts = verdicts = memory.Memory(
-            shape=_queued_layout(config), depth=VERDICTS, init=[]
-        )
-        queue_write = verdicts.write_port()
-        queue_read = verdicts.read_port(domain="comb")
-        push = Signal()
-        pop = Signal()
-        queue_head = Signal(range(VERDICTS))
-        queue_tail = Signal(range(VERDICTS))
-        queue_count = Signal(range(VERDICTS + 1))
-        queue_empty = Signal(init=1)
-        queued = queue_write.data
-        m.d.comb += [
-            push.eq(is_direct | t2_valid),
-            queue_write.en.eq(push),
-            queue_write.addr.eq(queue_tail),
-            queued.value.eq(
-                Mux(fault, address, Mux(is_direct, tags, Cat(shown.tag, Const(0, 60))))
-            ),
-            queued.id.eq(context.id),
-            queued.outcome.eq(shown.outcome),
-            queued.wnr.eq(shown.wnr),
-            queued.el0.eq(context.el0),
-            queued.half.eq(context.va[55]),
-            queue_read.addr.eq(queue_head),
-        ]
-        with m.If(push):
-            m.d.sync += queue_tail.eq(queue_tail + 1)
-        with m.If(pop):
-            m.d.sync += queue_head.eq(queue_head + 1)
-        with m.If(push & ~pop):
-            m.d.sync += [queue_count.eq(queue_count + 1), queue_empty.eq(0)]
-        with m.Elif(pop & ~push):
-            m.d.sync += [queue_count.eq(queue_count - 1), queue_empty.eq(queue_count == 1)]
-        m.d.sync += self.room.eq(queue_count <= VERDICTS - UNDER_WAY - 1)
-
-        # The verdict. Address and tags share a field of the queue; the one that does not apply is
-        # cleared on the way out.
-        out = queue_read.data
-        verdict_valid = Signal()
-        verdict = Signal(verdict_layout(config))
-        verdict_el0 = Signal()
-        verdict_half = Signal()
-        load = Signal()
-        m.d.comb += [
-            load.eq(~verdict_valid | self.verdict.ready),
-            pop.eq(load & ~queue_empty),
-            self.verdict.valid.eq(verdict_valid),
-            self.verdict.payload.eq(verdict),
-        ]
-        with m.If(load):
             m.d.sync += [
-                verdict_valid.eq(~queue_empty),
-                verdict.id.eq(out.id),
-                verdict.outcome.eq(out.outcome),
-                verdict.wnr.eq(out.wnr),
-                verdict.far.eq(out.value),
-                verdict.tags.eq(out.value),
-                verdict_el0.eq(out.el0),
-                verdict_half.eq(out.half),
+                *_assign(secret_joined, secret_s1_second),
+                secret_joined.exact.eq(0),
+                secret_joined.tag.eq(0),
             ]
-            with m.If(queue_empty):
-                m.d.sync += [verdict.id.eq(0), verdict.outcome.eq(0), verdict.wnr.eq(0)]
-            with m.If(queue_empty | ~_is_fault(out.outcome)):
-                m.d.sync += verdict.far.eq(0)
-            with m.If(queue_empty | _is_fault(out.outcome)):
-                m.d.sync += verdict.tags.eq(0)
-        with m.If(self.verdict.valid & self.verdict.ready & (verdict.outcome == Outcome.ASYNC)):
-            with m.If(verdict_el0):
-                m.d.sync += self.tfsr.el0.bit_select(verdict_half, 1).eq(1)
-            with m.Else():
-                m.d.sync += self.tfsr.el1.bit_select(verdict_half, 1).eq(1)
 
-        # Findings that are to come.
-        inside = Signal(8)
+        # Third stage: finding and context become the verdict.
+        shown = Signal(finding_layout())
+        value = Signal(64)
+        fault = Signal()
+        context = data.View(_context_layout(config), contexts.data)
+        m.d.comb += [
+            shown.eq(Mux(s2_direct, finding, secret_joined)),
+            fault.eq(Mux(s2_direct, is_fault(finding.outcome), secret_fault)),
+            value.eq(self.result.secret_tags & s2_direct.replicate(64)),
+            value[:4].eq((self.result.secret_tags[:4] & s2_direct.replicate(4)) | shown.tag),
+            verdicts.push.eq(s2_direct | s2_valid),
+            verdicts.released.value.eq(value),
+            verdicts.released.id.eq(context.id),
+            verdicts.released.outcome.eq(shown.outcome),
+            verdicts.released.wnr.eq(shown.wnr),
+            verdicts.released.el0.eq(context.el0),
+            verdicts.released.half.eq(context.va[55]),
+        ]
+        with m.If(fault):
+            m.d.comb += verdicts.released.value.eq(
+                Cat(
+                    context.va[:4] & shown.exact.replicate(4),
+                    shown.index,
+                    (context.va[8:12] + (secret_of_second & ~s2_direct))[:4],
+                    context.va[12:],
+                )
+            )
+        wiring.connect(m, verdicts.verdict, wiring.flipped(self.verdict))
+        m.d.comb += self.tfsr.eq(verdicts.tfsr)
+
+        # Direct accesses in the pipeline. Those of the last cycle count from the next one on.
+        enters = Signal()
+        count = Signal(config.ticket_bits)
         m.d.sync += [
-            inside.eq(
-                inside + self.admitted_valid + (self.admitted_valid & self.two) - self.result_valid
+            enters.eq(self.admitted_valid & direct),
+            count.eq(count + enters - s2_direct),
+            Assert(
+                ~s2_direct | (count != 0),
+                "a finding comes for an access that is not inside",
             ),
-            Assert(~self.result_valid | (inside != 0), "a finding came, and nothing is inside"),
-            Assert(~push | (queue_count != VERDICTS), "the queue of verdicts overflows"),
-            Assert(~(is_direct & t2_valid), "two verdicts at once"),
+            Assert(
+                s2_direct == (self.result_valid & self.result.ticket.direct),
+                "a finding does not come when it is announced",
+            ),
         ]
         m.d.comb += self.idle.eq(
-            ~door.valid
-            & ~unparked_valid
-            & (inside == 0)
-            & table.empty
+            ~inside
+            & ~enters
+            & (count == 0)
             & pair_free
-            & ~(t1_valid | t2_valid)
-            & queue_empty
-            & ~verdict_valid
+            & table.empty
+            & ~(s1_valid | s2_valid)
+            & verdicts.empty
         )
         return m
+
+    def _is_pair(self, ticket: data.View) -> Value:
+        """Is a ticket, which is not direct, that of the certain access of two words?"""
+        held = self.config.held
+        return ticket.number[: held.bit_length()] == held
+
+    def _add_findings(self, m: Module, table: BranchTable, two: Value) -> tuple:
+        """Memories for findings of the table's entries; returns those of the picked entry."""
+        config = self.config
+        ticket = self.result.ticket
+        finds = self.result_valid & ~ticket.direct & ~self._is_pair(ticket)
+        m.submodules.secret_firsts = firsts = memory.Memory(
+            shape=finding_layout(), depth=config.held, init=[]
+        )
+        m.submodules.secret_seconds = seconds = memory.Memory(
+            shape=_second_layout(), depth=config.held, init=[]
+        )
+        m.submodules.doubles = doubles = memory.Memory(shape=1, depth=config.held, init=[])
+        reads = []
+        for findings in (firsts, seconds, doubles):
+            reads.append(findings.read_port(domain="comb"))
+            m.d.comb += reads[-1].addr.eq(table.picked_slot)
+        for findings, of_second in ((firsts, 0), (seconds, 1)):
+            write = findings.write_port()
+            m.d.comb += [
+                write.addr.eq(ticket.number),
+                *_assign(write.data, self.result.secret_finding),
+                write.en.eq(finds & (ticket.second == of_second)),
+            ]
+        write = doubles.write_port()
+        m.d.comb += [
+            write.addr.eq(table.slot),
+            write.data.eq(two),
+            write.en.eq(table.available),
+            table.finish.eq(self.coming_valid & ~self.coming.direct & ~self._is_pair(self.coming)),
+            table.finish_slot.eq(self.coming.number),
+        ]
+        return tuple(read.data for read in reads)

@@ -1,55 +1,29 @@
 """Who waits for which branches."""
 
-from amaranth.hdl import Assert, Module, Mux, Signal, Value
-from amaranth.lib import wiring
+from amaranth.hdl import Assert, Cat, Module, Mux, Signal, Value
+from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
 from .config import TagConfig
 
-__all__ = ["BranchTable", "Dependence", "Resolution"]
+__all__ = ["BranchTable"]
 
 GROUP = 4
-"""Entries among which one is picked in a cycle: four flags are the inputs of one LUT."""
+"""Entries of which one is picked at a time: so many flags, and where to start, fit six inputs."""
 
 
-class Resolution:
-    """What was resolved in the last cycle, as one-hot masks: any, and mispredicted ones."""
-
-    def __init__(self, resolved: Value, wrong: Value) -> None:
-        self.resolved = resolved
-        self.wrong = wrong
-
-
-class Dependence:
-    """The unresolved branches of one access, and whether one of them squashed it."""
-
-    def __init__(self, config: TagConfig, *, name: str) -> None:
-        self.branches = Signal(config.branches, name=f"{name}_branches")
-        self.squashed = Signal(name=f"{name}_squashed")
-
-    def branches_after(self, resolution: Resolution) -> Value:
-        """The branches, with what was just resolved counted in."""
-        return self.branches & ~resolution.resolved
-
-    def squashed_after(self, resolution: Resolution) -> Value:
-        """Is it squashed, with what was just resolved counted in?"""
-        return self.squashed | (self.branches & resolution.wrong).any()
-
-
-def _lowest(flags: Value, start: Value | None = None) -> Value:
-    """Number of the lowest flag that is set, of up to four; of the first one from ``start`` on."""
-    numbers = range(len(flags))
-    width = max(ceil_log2(len(flags)), 1)
+def _first(flags: Value, start: Value) -> Value:
+    """Number of the first flag that is set, from ``start`` on and round to it. There is one."""
+    width = ceil_log2(len(flags))
 
     def first_from(begin: int) -> Value:
-        number: Value = Value.cast(begin % len(flags))
-        for n in reversed([(begin + n) % len(flags) for n in numbers]):
-            number = Mux(flags[n], n, number)
+        order = [(begin + n) % len(flags) for n in range(len(flags))]
+        number: Value = Value.cast(order[-1])
+        for candidate in reversed(order[:-1]):
+            number = Mux(flags[candidate], candidate, number)
         return number[:width]
 
-    if start is None or len(flags) == 1:
-        return first_from(0)
     result = first_from(0)
     for begin in range(1, len(flags)):
         result = Mux(start == begin, first_from(begin), result)
@@ -59,34 +33,42 @@ def _lowest(flags: Value, start: Value | None = None) -> Value:
 class BranchTable(wiring.Component):
     """Entries for accesses that hang on unresolved branches.
 
-    An entry is taken by ``allocate`` and owes a finding for each of its tag words; ``finish`` pays.
-    It is *ready* when it owes nothing, hangs on no branch, and is not squashed. Ready entries are
-    picked one at a time, by a scan that goes round groups of four entries, so that none waits for
-    ever; it looks at nothing but these flags. A squashed entry is never picked: it frees itself
-    when it owes nothing.
+    An entry is taken by ``allocate``. It is *settled* when it hangs on no branch, or is squashed;
+    and *done* when its findings have come, one for each of its tag words. Entries that are both are
+    picked one at a time, in turn, so that none waits for ever; the choice looks at nothing but
+    these flags. It takes three cycles. An entry is free again after ``release``.
+
+    Parameters
+    ----------
+    config : :class:`~emte.rtl.TagConfig`
+        Number of entries and branches.
+    parks : bool
+        Nothing is to come for an entry: it is done from the start.
 
     Members
     -------
     resolved, wrong : ``In(config.branches)``
-        The branch that was resolved in the last cycle, one-hot; and whether it was mispredicted.
+        The branch that was resolved in the last cycle, one-hot; the same if it was mispredicted.
     allocate : ``In(1)``
         Take entry ``slot``; only while ``available``.
     branches : ``In(config.branches)``, squashed : ``In(1)``
-        State of the new entry at the end of this cycle.
-    owes : ``In(2)``
-        The findings of the new entry that are to come.
-    available, slot : ``Out(1)``, ``Out(config.slot_bits)``
+        What the new entry hangs on at the end of this cycle, and whether it is squashed then.
+    two : ``In(1)``
+        It has two tag words.
+    available : ``Out(1)``, slot : ``Out(config.slot_bits)``
         A free entry, and its number; registers. One can be taken in every cycle.
-    finish : ``In(2)``
-        A finding of entry ``finish_slot`` has come, of its first or its second word.
+    finish : ``In(1)``
+        A finding of entry ``finish_slot`` comes; not in the cycle after its ``allocate``.
     finish_slot : ``In(config.slot_bits)``
         Which entry.
     picked : ``Out(1)``, picked_slot : ``Out(config.slot_bits)``
-        Entry that may be seen; registers. It stays until ``release``.
+        An entry that is settled and done; registers. It stays until ``release``.
     release : ``In(1)``
         The picked entry is taken out.
+    dropped : ``Out(1)``
+        The entry that was taken out in the cycle before had been squashed.
     certain : ``Out(1)``
-        Some entry that was not squashed hangs on no branch, or will not from the next cycle on.
+        It is possible that an entry is settled and done, and not picked yet.
     empty : ``Out(1)``
         No entry is taken.
     """
@@ -96,7 +78,7 @@ class BranchTable(wiring.Component):
     allocate: Signal
     branches: Signal
     squashed: Signal
-    owes: Signal
+    two: Signal
     available: Signal
     slot: Signal
     finish: Signal
@@ -104,11 +86,13 @@ class BranchTable(wiring.Component):
     picked: Signal
     picked_slot: Signal
     release: Signal
+    dropped: Signal
     certain: Signal
     empty: Signal
 
-    def __init__(self, config: TagConfig) -> None:
+    def __init__(self, config: TagConfig, *, parks: bool = False) -> None:
         self.config = config
+        self.parks = parks
         super().__init__(
             {
                 "resolved": In(config.branches),
@@ -116,14 +100,15 @@ class BranchTable(wiring.Component):
                 "allocate": In(1),
                 "branches": In(config.branches),
                 "squashed": In(1),
-                "owes": In(2),
+                "two": In(1),
                 "available": Out(1),
                 "slot": Out(config.slot_bits),
-                "finish": In(2),
+                "finish": In(1),
                 "finish_slot": In(config.slot_bits),
                 "picked": Out(1),
                 "picked_slot": Out(config.slot_bits),
                 "release": In(1),
+                "dropped": Out(1),
                 "certain": Out(1),
                 "empty": Out(1),
             }
@@ -133,84 +118,159 @@ class BranchTable(wiring.Component):
         m = Module()
         config = self.config
         held = config.held
-        resolution = Resolution(self.resolved, self.wrong)
-        taken = Signal(held)
-        ready = Signal(held)
-        freed = Signal(held)
+        slot_bits = config.slot_bits
 
-        # The life of an entry.
-        certain = Signal(held)
-        for number in range(held):
-            here = Dependence(config, name=f"entry{number}")
-            owed = Signal(2, name=f"entry{number}_owed")
-            branches = Signal(config.branches, name=f"entry{number}_after")
-            m.d.comb += branches.eq(here.branches_after(resolution))
-            squashed = here.squashed_after(resolution)
-            released = self.release & (self.picked_slot == number)
-            m.d.comb += certain[number].eq(taken[number] & ~branches.any() & ~squashed)
+        # Free entries: a queue of their numbers. In its first round after reset it gives the
+        # numbers in their order, so that nothing needs to be written into it.
+        m.submodules.free = free = memory.Memory(shape=slot_bits, depth=held, init=[])
+        free_write, free_read = free.write_port(), free.read_port(domain="comb")
+        head, head_lap = Signal(slot_bits), Signal()
+        tail, tail_lap = Signal(slot_bits), Signal(init=1)
+        fresh = Signal(init=1)
+        freed = Signal()
+        freed_slot = Signal(slot_bits)
+        take = Signal()  # of the queue
+        some = Signal()
+        m.d.comb += [
+            free_read.addr.eq(head),
+            free_write.addr.eq(tail),
+            free_write.data.eq(freed_slot),
+            free_write.en.eq(freed),
+            some.eq(Cat(head, head_lap) != Cat(tail, tail_lap)),
+            take.eq(self.allocate | ~self.available),
+        ]
+        m.d.sync += [freed.eq(self.release), freed_slot.eq(self.picked_slot)]
+        with m.If(take):
             m.d.sync += [
-                here.branches.eq(branches),
-                here.squashed.eq(squashed),
-                ready[number].eq(
-                    taken[number]
-                    & ~here.branches.any()
-                    & ~here.squashed
-                    & (owed == 0)
-                    & ~freed[number]
+                self.available.eq(some),
+                self.slot.eq(Mux(fresh, head, free_read.data)),
+            ]
+            with m.If(some):
+                m.d.sync += head.eq(head + 1)
+                with m.If(head == held - 1):
+                    m.d.sync += [head.eq(0), head_lap.eq(~head_lap), fresh.eq(0)]
+        with m.If(freed):
+            m.d.sync += tail.eq(tail + 1)
+            with m.If(tail == held - 1):
+                m.d.sync += [tail.eq(0), tail_lap.eq(~tail_lap)]
+
+        # The new entry waits here for a cycle, which spares the table a long way. Whether it is
+        # squashed comes still a cycle later; nothing depends on that before it has been picked.
+        new = Signal(held)  # one-hot
+        new_branches = Signal(config.branches)
+        new_squashed = Signal()
+        new_two = Signal()
+        newest = Signal(held)  # one-hot
+        newest_squashed = Signal()
+        m.d.sync += [
+            *(new[number].eq(self.slot == number) for number in range(held)),
+            new_branches.eq(self.branches),
+            new_squashed.eq(self.squashed),
+            new_two.eq(self.two),
+            newest.eq(new),
+            newest_squashed.eq(new_squashed | (new_branches & self.wrong).any()),
+        ]
+        with m.If(~self.allocate):
+            m.d.sync += new.eq(0)
+
+        finished = Signal(held)  # one-hot
+        m.d.sync += (finished[number].eq(self.finish_slot == number) for number in range(held))
+        with m.If(~self.finish):
+            m.d.sync += finished.eq(0)
+
+        # The life of an entry. That it is done, is told until it is a candidate.
+        groups = max(1 << ceil_log2(-(-held // GROUP)), 2)
+        candidate_valid = Signal(groups)
+        candidates = [Signal(ceil_log2(GROUP), name=f"candidate{n}") for n in range(groups)]
+        squashed = Signal(held)
+        ready = Signal(held)
+        for number in range(held):
+            branches = Signal(config.branches, name=f"entry{number}_branches")
+            settled = Signal(name=f"entry{number}_settled")
+            owes = Signal(name=f"entry{number}_owes")  # the first of two findings
+            done = Signal(name=f"entry{number}_done")
+            starts = new[number]
+            group, place = number % groups, number // groups
+            hit = Signal(name=f"entry{number}_hit")
+            was_squashed = squashed[number]
+            finishes = finished[number]
+            if self.parks:
+                finishes = newest[number]
+                was_squashed &= ~newest[number]  # by the one that had the entry before
+            else:
+                m.d.sync += owes.eq((owes & ~finishes) | (starts & new_two))
+            m.d.comb += ready[number].eq(settled & done)
+            m.d.sync += [
+                branches.eq(Mux(starts, new_branches, branches) & ~self.resolved),
+                hit.eq((branches & self.wrong).any()),
+                squashed[number].eq(Mux(newest[number], newest_squashed, squashed[number] | hit)),
+                settled.eq(was_squashed | ~(branches & ~self.resolved).any()),
+                done.eq(
+                    (done | (finishes & ~owes))
+                    & ~(candidate_valid[group] & (candidates[group] == place))
                 ),
             ]
-            with m.If(self.finish_slot == number):
-                m.d.sync += owed.eq(owed & ~self.finish)
-            with m.If(released | (here.squashed & (owed == 0))):
-                m.d.sync += taken[number].eq(0)
-            with m.If(self.allocate & (self.slot == number)):
+
+        # Each group of entries has a candidate. One of those is picked.
+        taken_candidate = Signal(groups)
+        for group, candidate in enumerate(candidates):
+            flags = Cat(ready[number] for number in range(group, held, groups))
+            with m.If(~candidate_valid[group]):
                 m.d.sync += [
-                    taken[number].eq(1),
-                    here.branches.eq(self.branches),
-                    here.squashed.eq(self.squashed),
-                    owed.eq(self.owes),
-                    ready[number].eq(0),
+                    candidate_valid[group].eq(flags.any()),
+                    candidate.eq(_first(flags, (candidate + 1)[: len(candidate)])),
                 ]
-
-        # A free entry for the next access: not the one that is on offer.
-        groups = [slice(at, min(at + GROUP, held)) for at in range(0, held, GROUP)]
-        offered = Signal(held)
-        m.d.comb += offered.bit_select(self.slot, 1).eq(self.available)
-        free = Signal(held)
-        m.d.comb += free.eq(~taken & ~offered)
-        slot: Value = Value.cast(0)
-        for number, group in reversed(list(enumerate(groups))):
-            slot = Mux(free[group].any(), _lowest(free[group]) + GROUP * number, slot)
-        with m.If(self.allocate | ~self.available):
-            m.d.sync += [self.available.eq(free.any()), self.slot.eq(slot)]
-
-        # A ready entry for the core: a look at one group in each cycle, from another start after
-        # each round. An entry that is picked is no candidate any more.
-        turn = Signal(range(len(groups)))
-        start = Signal(2)
-        flags = Signal(GROUP)
-        number = Signal(config.slot_bits)
-        gone = Signal(held)
-        m.d.comb += gone.bit_select(self.picked_slot, 1).eq(self.picked)
-        m.d.comb += freed.eq(gone)
-        for index, group in enumerate(groups):
-            with m.If(turn == index):
+            with m.Elif(taken_candidate[group]):
+                m.d.sync += candidate_valid[group].eq(0)
+        # In each cycle one of two groups is looked at; each is the preferred one once in a round.
+        # Two that are picked have places, so that the choice need not know of a release.
+        half = groups // 2
+        turn = Signal(range(groups))
+        prefers = Signal(groups)  # one-hot
+        chosen = Signal(slot_bits)
+        any_chosen = Signal()
+        second = Signal()
+        second_slot = Signal(slot_bits)
+        m.d.comb += prefers.bit_select(turn, 1).eq(1)
+        for group in range(half):
+            pair = (group, group + half)
+            for one, other in (pair, pair[::-1]):
+                m.d.comb += taken_candidate[one].eq(
+                    ~second & (prefers[one] | (prefers[other] & ~candidate_valid[other]))
+                )
+            with m.If(prefers[pair[0]] | prefers[pair[1]]):
+                first_of_pair = candidate_valid[pair[0]] & ~(
+                    prefers[pair[1]] & candidate_valid[pair[1]]
+                )
                 m.d.comb += [
-                    flags.eq((ready & ~gone)[group]),
-                    number.eq(_lowest((ready & ~gone)[group], start) + GROUP * index),
+                    any_chosen.eq(candidate_valid[pair[0]] | candidate_valid[pair[1]]),
+                    chosen.eq(
+                        Mux(
+                            first_of_pair,
+                            pair[0] + groups * candidates[pair[0]],
+                            pair[1] + groups * candidates[pair[1]],
+                        )
+                    ),
                 ]
+        with m.If(~second):
+            m.d.sync += [turn.eq(turn + 1), second_slot.eq(chosen)]
+        m.d.sync += second.eq(self.picked & ~self.release & (second | any_chosen))
         with m.If(self.release | ~self.picked):
-            m.d.sync += [self.picked.eq(flags.any()), self.picked_slot.eq(number)]
-            if len(groups) > 1:
-                m.d.sync += turn.eq(turn + 1)
-                with m.If(turn == len(groups) - 1):
-                    m.d.sync += [turn.eq(0), start.eq(start + 1)]
-            else:
-                m.d.sync += start.eq(start + 1)
+            m.d.sync += [
+                self.picked.eq(second | any_chosen),
+                self.picked_slot.eq(Mux(second, second_slot, chosen)),
+            ]
+        m.d.comb += self.dropped.eq(squashed.bit_select(freed_slot, 1))
 
-        m.d.comb += [self.certain.eq(certain.any()), self.empty.eq(taken == 0)]
+        taken = Signal(range(held + 1))
         m.d.sync += [
-            Assert(~self.allocate | self.available, "an entry is allocated, and none is free"),
+            taken.eq(taken + new.any() - freed),
+            self.certain.eq(ready.any() | candidate_valid.any() | second),
+            Assert(
+                ~self.allocate | self.available,
+                "an entry is allocated, and none is free",
+            ),
             Assert(~self.release | self.picked, "an entry is released, and none is picked"),
         ]
+        m.d.comb += self.empty.eq((taken == 0) & (new == 0))
         return m

@@ -135,7 +135,6 @@ class TagPipeline(wiring.Component):
         m.d.comb += [
             decoder.admitted_valid.eq(barrier.admitted_valid),
             decoder.admitted.eq(barrier.admitted),
-            barrier.two.eq(decoder.two),
             barrier.pause.eq(cache.pause),
             barrier.store_ready.eq(cache.store_ready),
             barrier.store_slot.eq(cache.store_slot),

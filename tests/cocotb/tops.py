@@ -13,7 +13,7 @@ from amaranth.hdl import Assert, Module, Signal, Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import Flow, In, Out
 from emte.rtl import SMALL, SpeculationBarrier, TagCache, TagConfig, TagPipeline
-from emte.rtl.layouts import Op, Outcome, ProbeKind, detail_layout
+from emte.rtl.layouts import Outcome, ProbeKind, detail_layout
 from emte.rtl.tag_check import TagCheck
 from emte.sim.monitors import StreamMonitor, axi4_channels
 
@@ -185,28 +185,6 @@ class CacheDoor(wiring.Component):
         return m
 
 
-class BarrierDoor(wiring.Component):
-    """A SpeculationBarrier, with what the decoder answers in the same cycle.
-
-    An access covers two words if its address is odd. LDGM never does.
-    """
-
-    def __init__(self, config: TagConfig) -> None:
-        self.config = config
-        self.barrier = SpeculationBarrier(config)
-        members = self.barrier.signature.members
-        self.through = [name for name in members if name != "two"]
-        super().__init__({name: members[name] for name in self.through})
-
-    def elaborate(self, platform) -> Module:
-        m = Module()
-        m.submodules.barrier = barrier = self.barrier
-        _pass_through(m, self, barrier, self.through)
-        access = barrier.admitted.access
-        m.d.comb += barrier.two.eq(access.pa[0] & (access.op != Op.LDGM))
-        return m
-
-
 def _pass_through(
     m: Module, outer: wiring.Component, inner: wiring.Component, names: Iterable[str]
 ) -> None:
@@ -249,9 +227,9 @@ class Top:
                 bugs = {n: bug for n, bug in enumerate(self.bugs, 1) if bug.victim == victim}
                 healthy = pkgutil.resolve_name(victim)
 
-                def interpose(config: TagConfig, victim=victim, bugs=bugs, healthy=healthy):
+                def interpose(config, *, victim=victim, bugs=bugs, healthy=healthy, **options):
                     built.append(victim)
-                    return _Interposer(healthy(config), bugs, selector)
+                    return _Interposer(healthy(config, **options), bugs, selector)
 
                 patches.enter_context(mock.patch(victim, interpose))
             top = _BenchTop(self.unit(self.config), len(self.bugs), selector)
@@ -282,7 +260,7 @@ TOPS = {
         ),
     ),
     "barrier": Top(
-        BarrierDoor,
+        SpeculationBarrier,
         SMALL,
         (
             Bug(

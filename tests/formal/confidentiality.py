@@ -34,7 +34,7 @@ __all__ = ["CONTROLS", "DESIGNS", "PUBLISHED", "Relation", "problems", "relate"]
 
 SECRETS = {
     # Tags of stores, on their way.
-    "barrier.door.secret_door_access_tags",
+    "barrier.door.secret_inside_tags",
     "cache.stores.secret_places",
     "cache.secret_c3_tags",
     "cache.secret_write_tags",
@@ -63,10 +63,15 @@ SECRETS = {
     "check.secret_tells_damage",
     "check.secret_finding",
     "check.secret_result_tags",
-    "barrier.secret_findings_first",
-    "barrier.secret_findings_second",
+    "barrier.secret_firsts",
+    "barrier.secret_seconds",
+    "barrier.secret_pair_first",
+    "barrier.secret_pair_second",
+    "barrier.secret_s1_first",
+    "barrier.secret_s1_second",
     "barrier.secret_joined",
-    "barrier.secret_joined_second",
+    "barrier.secret_fault",
+    "barrier.secret_of_second",
     # Tags that are being chosen, and what they are chosen from.
     *(
         f"generator.secret_{name}"
@@ -119,7 +124,7 @@ CONTROLS = {
         "next:cache.array.secret_tags.WR_DATA",
     },
     ("check.secret_pairs",): {"next:check.secret_pairs"},
-    ("barrier.secret_findings_first",): {"next:barrier.secret_findings_first.WR_DATA"},
+    ("barrier.secret_firsts",): {"next:barrier.secret_firsts.WR_DATA"},
 }
 """Secrets that, taken as public, are seen to differ, and where: there is something to hide."""
 
@@ -182,8 +187,8 @@ def relate(
         "unobserved": sorted(UNOBSERVED),
         "released": [
             {
-                "valid": f"next:{barrier}.verdicts.WR_EN",
-                "payload": f"next:{barrier}.verdicts.WR_DATA",
+                "valid": f"next:{barrier}.verdicts.queue.WR_EN",
+                "payload": f"next:{barrier}.verdicts.queue.WR_DATA",
             },
             {
                 "valid": "generate__response__valid",
