@@ -54,7 +54,7 @@ def _over(access: data.View) -> tuple[Value, Value]:
 
 
 def touches_two(access: data.View) -> Value:
-    """Does an access touch two tag words? Three LUTs deep.
+    """Does an access touch two tag words? The door keeps the answer, since it must leave a slot.
 
     With up to 64 bytes it does so in the last quarter of a word, if there the sum of place and size
     is more than 64: the upper pair of bits tells, or leaves it open to what is below. A block
@@ -102,11 +102,9 @@ class AccessDecoder(wiring.Component):
     Members
     -------
     admitted_valid : ``In(1)``, admitted : ``In(admitted_layout(config))``
-        An access, in cycle *n*. Not in the cycle after one with ``two``.
+        An access, in cycle *n*. Not in the cycle after one with ``admitted.two``.
     map : ``In(map_layout(config))``
         The storage map: it stands still from two cycles before an access until its last probe.
-    two : ``Out(1)``
-        In cycle *n*, from ``admitted`` alone: the access touches two tag words.
     word_valid : ``Out(1)``, word : ``Out(config.word_address_bits)``
         A probe's tag word, from registers: in cycle *n + 1*, the second one in *n + 2*.
     again : ``Out(1)``
@@ -119,7 +117,6 @@ class AccessDecoder(wiring.Component):
     admitted_valid: Signal
     admitted: data.View
     map: data.View
-    two: Signal
     word_valid: Signal
     word: Signal
     again: Signal
@@ -132,7 +129,6 @@ class AccessDecoder(wiring.Component):
                 "admitted_valid": In(1),
                 "admitted": In(admitted_layout(config)),
                 "map": In(map_layout(config)),
-                "two": Out(1),
                 "word_valid": Out(1),
                 "word": Out(config.word_address_bits),
                 "again": Out(1),
@@ -160,7 +156,6 @@ class AccessDecoder(wiring.Component):
             ),
             access.bytes[8:].any(),
         )
-        m.d.comb += self.two.eq(touches_two(access))
 
         # What kind of access it is.
         load = access.op == Op.LOAD
@@ -241,7 +236,7 @@ class AccessDecoder(wiring.Component):
         s1_block = _register(max(config.pa_bits, config.axi_address_bits) - _BLOCK + 1, "s1_block")
         m.d.sync += [
             self.word_valid.eq(self.admitted_valid | self.again),
-            self.again.eq(self.two),
+            self.again.eq(self.admitted.two),
             s1_second.eq(self.again),
         ]
         with m.If(~self.admitted_valid):

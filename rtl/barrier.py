@@ -335,6 +335,7 @@ class SpeculationBarrier(wiring.Component):
             self.admitted.regime.eq(request.regime),
             self.admitted.ticket.number.eq(number),
             self.admitted.ticket.direct.eq(direct),
+            self.admitted.two.eq(two),
             self.admitted.store.eq(self.store_slot),
             self.store.eq(self.admitted_valid & stores_tags),
             # One bit tells STGM from STG.

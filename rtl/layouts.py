@@ -211,6 +211,7 @@ def admitted_layout(config: TagConfig) -> data.StructLayout:
             "access": access_layout(config),
             "regime": regime_layout(config),
             "ticket": ticket_layout(config),
+            "two": 1,  # it touches two tag words
             "store": config.store_bits,  # tag store: where its tags are in the store buffer
         }
     )

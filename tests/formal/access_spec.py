@@ -2,6 +2,7 @@
 
 from access_reference import AccessReference, documented, touches_two
 from amaranth.hdl import Assert, Assume, Cat, Const, Cover, Module, Signal, Value
+from emte.rtl.access import touches_two as decoder_touches_two
 from emte.rtl.layouts import Memory, Op, Outcome, ProbeKind, admitted_layout, map_layout
 from unit_spec import UnitSpec
 
@@ -40,6 +41,13 @@ class AccessDecoderSpec(UnitSpec):
             Assume(started | ~unit.admitted_valid, "it did so before the first access"),
         ]
 
+        # The barrier tells what the decoder's own function says.
+        two = Signal()
+        m.d.comb += [
+            two.eq(decoder_touches_two(unit.admitted.access)),
+            Assume(~unit.admitted_valid | (unit.admitted.two == two), "the barrier tells of two"),
+        ]
+
         # Copies of the access whose word is there, and of the one whose detail is.
         word_valid, word_second = Signal(), Signal()
         word_of = Signal(admitted_layout(unit.config))
@@ -61,7 +69,7 @@ class AccessDecoderSpec(UnitSpec):
 
         m.d.comb += [
             Assert(
-                ~unit.admitted_valid | (unit.two == touches_two(unit.admitted.access)),
+                ~unit.admitted_valid | (two == touches_two(unit.admitted.access)),
                 "how many words it touches",
             ),
             Assert(unit.word_valid == word_valid, "a word where there is none"),
@@ -116,13 +124,13 @@ class AccessDecoderSpec(UnitSpec):
                     )
 
         # Each reason by itself lets an access off; each kind of probe, and each outcome, comes.
-        access = held.access
+        of = held.access
         for name, reason in reference.let_off.items():
             others = [other for key, other in reference.let_off.items() if key != name]
             m.d.comb += Cover(
                 valid
                 & (detail.kind == ProbeKind.NONE)
-                & (access.memory == Memory.TAGGED)
+                & (of.memory == Memory.TAGGED)
                 & reason
                 & ~Cat(others).any(),
                 f"an access is let off, because of {name} alone",
@@ -135,8 +143,8 @@ class AccessDecoderSpec(UnitSpec):
                 f"{each.name} is the outcome",
             )
         m.d.comb += [
-            Cover(valid & second & (access.bytes <= 64), "64 bytes lie in two words"),
-            Cover(valid & second & (access.bytes == 512), "the largest block"),
+            Cover(valid & second & (of.bytes <= 64), "64 bytes lie in two words"),
+            Cover(valid & second & (of.bytes == 512), "the largest block"),
             Cover(
                 valid & (detail.kind == ProbeKind.CHECK) & (detail.mask == 0x1F),
                 "64 bytes, not aligned, touch five granules",
@@ -146,16 +154,16 @@ class AccessDecoderSpec(UnitSpec):
                 valid
                 & (detail.kind == ProbeKind.NONE)
                 & (detail.outcome == Outcome.EXTERNAL_ABORT)
-                & access.tco
+                & of.tco
                 & detail.write,
                 "the carve-out refuses an unchecked store",
             ),
             Cover(
                 valid
                 & (detail.outcome == Outcome.EXTERNAL_ABORT)
-                & (access.op == Op.STORE)
-                & (access.bytes == 512)
-                & (access.pa < unit.map.storage_base),
+                & (of.op == Op.STORE)
+                & (of.bytes == 512)
+                & (of.pa < unit.map.storage_base),
                 "a block reaches into the carve-out",
             ),
             Cover(valid & word_valid & unit.admitted_valid, "three accesses at once"),

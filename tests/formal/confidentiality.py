@@ -104,10 +104,6 @@ each is read again before it is used."""
 OBSERVED = {"memory__wdata", "secret_corrections"}
 """Outputs that carry tags to their owner: what is written back to tag storage."""
 
-UNDEFINED_AFTER_RESET = {"cache.array.entries (what it reads)"}
-"""Public state without a value after reset: the directory's read register. No tag enters it, and
-it is read again before it is used."""
-
 OBSERVED = {
     *("access__ready", "verdict__valid", "verdict__payload", "tfsr", "storage_error"),
     *("busy", "idle", "generate__request__ready", "generate__response__valid"),

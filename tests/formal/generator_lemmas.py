@@ -64,6 +64,12 @@ class Known:
     rgsr: data.View
 
 
+def _count(tags: Value) -> Value:
+    """Number of ones, by halves."""
+    half = len(tags) // 2
+    return _count(tags[:half]) + _count(tags[half:]) if half else tags
+
+
 def lemmas(m: Module, spec: UnitSpec, known: Known) -> None:
     """Assert the lemmas."""
     for name, holds in _lemmas(m, spec, known):
@@ -120,7 +126,7 @@ def _lemmas(m: Module, spec: UnitSpec, known: Known) -> Iterator[tuple[str, Valu
     usable = Signal(range(TAGS + 1))
     wanted = Signal(4)
     m.d.comb += [
-        total.eq(sum(known.allowed[n] for n in range(TAGS))),
+        total.eq(_count(known.allowed)),
         usable.eq(Mux(known.able, total, 0)),
     ]
     product = (known.entropy * total)[32:36]
@@ -157,11 +163,20 @@ def _lemmas(m: Module, spec: UnitSpec, known: Known) -> Iterator[tuple[str, Valu
             m.d.sync += rank.eq(Mux(Cat(1, rank)[:TAGS] == before[TAGS], 0, Cat(1, rank)))
 
     def unary(number: Value) -> Value:
-        return Cat(number > n for n in range(TAGS))
+        held = Signal(range(TAGS + 1))
+        m.d.comb += held.eq(number)
+        return Cat(held > n for n in range(TAGS))
 
-    yield "the number of tags, in unary", free | (before[TAGS] == unary(total))
-    ring = Cat(known.allowed, known.allowed).bit_select(known.first, TAGS)
+    # The ring has as many lamps as there are tags, however it is turned.
+    ring = known.allowed
+    for bit in range(4):
+        turned = Signal(TAGS, name=f"turned_{bit}")
+        m.d.comb += turned.eq(Mux(known.first[bit], ring.rotate_right(1 << bit), ring))
+        yield f"turned by {1 << bit}, as many tags", _count(turned) == _count(ring)
+        ring = turned
     yield "the ring is turned", free | (known.turned == ring)
+    yield "the number of lamps", free | (_count(known.turned) == total)
+    yield "the number of lamps, in unary", before[TAGS] == unary(_count(known.turned))
     one = sum(known.here[n] for n in range(TAGS)) == 1
     yield "one lamp is lit", free | one
     for n in range(TAGS):
