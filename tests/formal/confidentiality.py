@@ -101,9 +101,6 @@ UNDEFINED_AFTER_RESET = {
 """Public state without a value after reset: read registers of memories. No tag enters them, and
 each is read again before it is used."""
 
-OBSERVED = {"memory__wdata", "secret_corrections"}
-"""Outputs that carry tags to their owner: what is written back to tag storage."""
-
 OBSERVED = {
     *("access__ready", "verdict__valid", "verdict__payload", "tfsr", "storage_error"),
     *("busy", "idle", "generate__request__ready", "generate__response__valid"),
