@@ -168,16 +168,17 @@ class AccessDecoder(wiring.Component):
         every_line = maintenance & ~access.bytes.any()
         misaligned = (access.op == Op.STG) & access.pa[:4].any()
         kind = Signal(ProbeKind)
-        with m.If(tag_load):
-            m.d.comb += kind.eq(ProbeKind.LOAD)
-        with m.Elif(tag_store):
-            m.d.comb += kind.eq(ProbeKind.STORE)
-        with m.Elif(access.op == Op.CLEAN):
-            m.d.comb += kind.eq(ProbeKind.CLEAN)
-        with m.Elif(maintenance):
-            m.d.comb += kind.eq(ProbeKind.CLEAN_INVALIDATE)
-        with m.Else():
-            m.d.comb += kind.eq(ProbeKind.CHECK)
+        with m.Switch(access.op):
+            with m.Case(Op.LOAD, Op.STORE, Op.ATOMIC):
+                m.d.comb += kind.eq(ProbeKind.CHECK)
+            with m.Case(Op.LDG, Op.LDGM):
+                m.d.comb += kind.eq(ProbeKind.LOAD)
+            with m.Case(Op.STG, Op.STGM):
+                m.d.comb += kind.eq(ProbeKind.STORE)
+            with m.Case(Op.CLEAN):
+                m.d.comb += kind.eq(ProbeKind.CLEAN)
+            with m.Default():
+                m.d.comb += kind.eq(ProbeKind.CLEAN_INVALIDATE)
 
         # The control bits that apply to it.
         half = access.va[55]
@@ -368,11 +369,10 @@ class AccessDecoder(wiring.Component):
             s2_reports.eq(bounded),
             s2_block_below.eq((s1_block[:page_bits] - pages)[-1]),
             s2_near.eq(bounded & near_carve_out),
-            s2_before.eq(Cat(s1_block[2:18].all(), s1_block[18:34].all())),
+            s2_before.eq(Cat(s1_block[2:24].all(), s1_block[24:].all())),
             s2_reaches.eq(
                 bounded
                 & some_page
-                & s1_block[34:].all()
                 & ((goes_on & s1_block[:2].all()) | (s1_wide & s1_block[:2].any()))
             ),
             s2_page_below.eq((s1_page[:page_bits] - pages)[-1]),

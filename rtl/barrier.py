@@ -32,10 +32,6 @@ RING_BITS = 3
 PATIENCE = 7
 """Cycles that an entry which may leave waits for one without a direct finding."""
 
-RECENT = 4
-"""Cycles from the one in which a resolve is known until ``BranchTable.certain`` tells what became
-certain by it. An access that is parked in the first of them takes a cycle longer than others."""
-
 
 def _context_layout(config: TagConfig) -> data.StructLayout:
     return data.StructLayout({"va": 64, "id": config.id_bits, "el0": 1})
@@ -243,8 +239,7 @@ class SpeculationBarrier(wiring.Component):
         elif form is Barrier.DELAY:
             # A speculative access is parked in the table. From there it moves into a register of
             # its own, and is admitted before the one at the door: which may be a tag store to the
-            # same granule, sent as soon as the branch was resolved. So the door is also shut while
-            # an entry may become certain.
+            # same granule, sent as soon as the branch was resolved.
             layout = _parked_layout(config)
             m.submodules.parked = parked = memory.Memory(shape=layout, depth=config.held, init=[])
             write, read = parked.write_port(), parked.read_port(domain="comb")
@@ -254,7 +249,6 @@ class SpeculationBarrier(wiring.Component):
             unparked_squashed = Signal()
             unparked_leaves = Signal()
             parks = Signal()
-            recent = Signal(RECENT - 1)
             m.d.comb += [
                 parks.eq(door.speculative & table.available),
                 table.allocate.eq(parks),
@@ -269,13 +263,10 @@ class SpeculationBarrier(wiring.Component):
                 unparked_squashed.eq(unparked_new & table.dropped),
                 unparked_leaves.eq(self.admitted_valid | unparked_squashed),
                 table.release.eq(table.picked & (~unparked_valid | unparked_leaves)),
-                is_held.eq(
-                    ~unparked_valid & (table.certain | table.picked | resolved.any() | recent.any())
-                ),
+                is_held.eq(~unparked_valid & (table.certain | table.picked)),
                 inside.eq(door.valid | unparked_valid),
             ]
             m.d.sync += [
-                recent.eq(Cat(resolved.any(), recent)),
                 unparked_new.eq(table.release),
                 unparked_valid.eq(table.release | (unparked_valid & ~unparked_leaves)),
             ]

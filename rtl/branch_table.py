@@ -68,7 +68,7 @@ class BranchTable(wiring.Component):
     dropped : ``Out(1)``
         The entry that was taken out in the cycle before had been squashed.
     certain : ``Out(1)``
-        It is possible that an entry is settled and done, and not picked yet.
+        With ``parks``: an entry that is not picked yet hangs on no branch at the end of this cycle.
     empty : ``Out(1)``
         No entry is taken.
     """
@@ -184,6 +184,7 @@ class BranchTable(wiring.Component):
         candidates = [Signal(ceil_log2(GROUP), name=f"candidate{n}") for n in range(groups)]
         squashed = Signal(held)
         ready = Signal(held)
+        certain = Signal(held)
         for number in range(held):
             branches = Signal(config.branches, name=f"entry{number}_branches")
             settled = Signal(name=f"entry{number}_settled")
@@ -199,7 +200,10 @@ class BranchTable(wiring.Component):
                 was_squashed &= ~newest[number]  # by the one that had the entry before
             else:
                 m.d.sync += owes.eq((owes & ~finishes) | (starts & new_two))
-            m.d.comb += ready[number].eq(settled & done)
+            m.d.comb += [
+                ready[number].eq(settled & done),
+                certain[number].eq((done | finishes) & ~(branches & ~self.resolved).any()),
+            ]
             m.d.sync += [
                 branches.eq(Mux(starts, new_branches, branches) & ~self.resolved),
                 hit.eq((branches & self.wrong).any()),
@@ -265,12 +269,16 @@ class BranchTable(wiring.Component):
         taken = Signal(range(held + 1))
         m.d.sync += [
             taken.eq(taken + new.any() - freed),
-            self.certain.eq(ready.any() | candidate_valid.any() | second),
             Assert(
                 ~self.allocate | self.available,
                 "an entry is allocated, and none is free",
             ),
             Assert(~self.release | self.picked, "an entry is released, and none is picked"),
         ]
+        if self.parks:
+            certain_new = new.any() & ~(new_branches & ~self.resolved).any()
+            m.d.comb += self.certain.eq(
+                certain_new | certain.any() | candidate_valid.any() | second
+            )
         m.d.comb += self.empty.eq((taken == 0) & (new == 0))
         return m

@@ -198,8 +198,8 @@ def induct(lowered: Lowered, *, steps: int, only: str = "", seconds: int = 60) -
     """Prove every assertion whose name contains ``only`` for all time.
 
     The unit is in any state, and no assertion fails for ``steps`` cycles: then those that are
-    selected hold in the next cycle. Where fewer cycles do, fewer are taken, which is quicker. And
-    they hold in the first ``steps`` cycles. So the ones that are not selected must be proved, too.
+    selected hold in the next cycle. And they hold in the first ``steps`` cycles. For those that
+    need fewer cycles fewer are taken. The ones that are not selected must be proved, too.
 
     Raises
     ------
@@ -230,22 +230,23 @@ def induct(lowered: Lowered, *, steps: int, only: str = "", seconds: int = 60) -
                 return not match[1]
         raise FormalError(f"neither proved nor refuted: {lowered.asserts[number]}\n{log[-1500:]}")
 
-    # The first cycles are searched all at once, as far as that is quick, then one by one.
-    searched = _search(lowered, numbers, depth=steps, seconds=10)
-    if searched < steps:
-        abc(f"{read}; frames -i -F {steps}; write_aiger {unrolled}")
-    for cycle in range(searched, steps):
+    searched = _search(lowered, numbers, depth=steps, seconds=5)
+    needed: dict[int, int] = {}
+    for cycles in sorted({min(FEW, steps), steps}):
+        abc(f"{read}; frames -F {cycles + 1}; comb; write_aiger {unrolled}")
         for number in numbers:
+            if number not in needed and not possible(cycles, number):
+                needed[number] = cycles
+    if missing := [lowered.asserts[number] for number in numbers if number not in needed]:
+        raise FormalError(f"does not follow from {steps} cycles before: {'; '.join(missing)}")
+    # What is left of the first cycles, one by one.
+    if searched < max(needed.values()):
+        abc(f"{read}; frames -i -F {steps}; write_aiger {unrolled}")
+    for number, cycles in needed.items():
+        for cycle in range(searched, cycles):
             if possible(cycle, number):
                 waveform = _replay(lowered, number, cycle)
                 raise Counterexample({lowered.asserts[number]: cycle}, waveform)
-    open_numbers = numbers
-    for cycles in sorted({min(FEW, steps), steps}):
-        abc(f"{read}; frames -F {cycles + 1}; comb; write_aiger {unrolled}")
-        open_numbers = [number for number in open_numbers if possible(cycles, number)]
-    if open_numbers:
-        names = "; ".join(lowered.asserts[number] for number in open_numbers)
-        raise FormalError(f"does not follow from {steps} cycles before: {names}")
 
 
 def _replay(lowered: Lowered, number: int, frame: int) -> Path:

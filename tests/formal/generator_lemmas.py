@@ -175,7 +175,7 @@ def _lemmas(m: Module, spec: UnitSpec, known: Known) -> Iterator[tuple[str, Valu
         yield f"turned by {1 << bit}, as many tags", _count(turned) == _count(ring)
         ring = turned
     yield "the ring is turned", free | (known.turned == ring)
-    yield "the number of lamps", free | (_count(known.turned) == total)
+    yield "the number of lamps", at(2, _count(known.turned) == total)
     yield "the number of lamps, in unary", before[TAGS] == unary(_count(known.turned))
     one = sum(known.here[n] for n in range(TAGS)) == 1
     yield "one lamp is lit", free | one

@@ -110,7 +110,12 @@ def test_between_the_units():
     }
     request = {"access": access.size, "regime": regime.size}
     assert widths(layouts.request_layout(SMALL)) == request
-    assert widths(layouts.admitted_layout(SMALL)) == {**request, "ticket": ticket.size, "store": 4}
+    assert widths(layouts.admitted_layout(SMALL)) == {
+        **request,
+        "ticket": ticket.size,
+        "two": 1,
+        "store": 4,
+    }
     assert widths(layouts.detail_layout(SMALL)) == {
         "ticket": ticket.size,
         "kind": 3,
