@@ -73,13 +73,14 @@ class TagGenerator(wiring.Component):
         # The tag is the one of a certain rank among the allowed tags, in the order in which the
         # walk meets them; with RRND = 1 that is the ascending order. It is found in three parts:
         #
-        # - The allowed tags are counted, four a cycle: n.
-        # - The rank: the steps of the walk modulo n, bit by bit as by hand; and at the same time
-        #   entropy * n, as a sum of copies of the entropy.
-        # - The allowed tags are counted again, in the order now, until the rank is passed.
+        # - Cycles 2 to 7: the allowed tags are counted, four a cycle. There are n.
+        # - Cycles 8 to 14: the rank. It is the steps of the walk modulo n, bit by bit as by hand,
+        #   or entropy * n, as a sum of copies of the entropy.
+        # - Cycles 13 to 19: the allowed tags are counted again, in the order now, until the rank is
+        #   passed.
         #
-        # A cycle's number alone says what counts. Most registers take what comes in every cycle,
-        # and are read only in those in which it is of use.
+        # The number of the cycle alone says what counts. Most registers take what comes in every
+        # cycle, and are read only in those in which it is of use.
         m = Module()
         request = self.generate.request
         response = self.generate.response
@@ -92,7 +93,7 @@ class TagGenerator(wiring.Component):
             self.generate.rgsr.seed.eq(secret_rgsr_seed),
         ]
 
-        # A request is taken while idle; the first cycle after that has number 2.
+        # A request is taken while idle. Its cycles have such numbers that few bits tell the parts.
         idle = Signal(init=1)
         offered = Signal()
         cycle = Signal(5, init=2)
@@ -111,7 +112,7 @@ class TagGenerator(wiring.Component):
         irg = request.payload.op == GenerateOp.IRG
         able = self.ata.bit_select(~request.payload.el0, 1)
         random_offset, next_seed = _random_offset(secret_rgsr_seed)
-        update = Signal()  # RGSR is, too
+        update = Signal()  # the tag goes to RGSR, too
         random = Signal()
         secret_allowed = Signal(16, reset_less=True)
         secret_start = Signal(4, reset_less=True)
@@ -142,7 +143,8 @@ class TagGenerator(wiring.Component):
             m.d.sync += [secret_first.eq(0), secret_steps.eq(0)]
 
         # Four tags a cycle: those of them that are allowed and meant, and in the next cycle their
-        # number. An order that begins within four tags ends there, too, so it has five parts.
+        # number, which is added in the cycle after that. An order that begins within four tags also
+        # ends there, so it has five parts.
         scan = Signal(_Scan, init=_Scan.ALL)
         secret_meant = Signal(4, reset_less=True)
         secret_part = Signal(2, reset_less=True)

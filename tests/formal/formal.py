@@ -219,12 +219,9 @@ def induct(lowered: Lowered, *, steps: int, only: str = "", seconds: int = 60) -
         before = range(cycle * total)
         select_outputs(unrolled, question, [cycle * total + number], negated=before)
         conjunction = "andpos; strash; " if before else ""
-        abc(f"read_aiger {question}; {conjunction}write_aiger {question}")
-        ((literal,),) = aiger_outputs(question)[1:]
-        if literal == 0:
-            return False
+        prepare = f"read_aiger {question}; {conjunction}write_aiger {question}"
         # Kissat is for the hard ones; it fails where there is nothing to decide.
-        for solver in (f"read_aiger {question}; sat -C 50000", f"&read {question}; &kissat"):
+        for solver in (f"{prepare}; sat -C 10000", f"&read {question}; &kissat"):
             log = abc(solver, seconds=seconds)
             if match := re.search(r"\b(un)?satisfiable", log, re.IGNORECASE):
                 return not match[1]

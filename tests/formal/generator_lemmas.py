@@ -89,20 +89,17 @@ def _lemmas(m: Module, spec: UnitSpec, known: Known) -> Iterator[tuple[str, Valu
     scan = spec.see(m, "scan", 2)
     yield (
         "the number of a cycle",
-        Mux(
-            free,
-            (cycle == 2) | (cycle == last + 1),
-            (cycle == age + 1) | (done & (cycle == 2)),
-        ),
+        Mux(free, cycle == 2, (cycle == age + 1) | (done & (cycle == 2))),
     )
-    whole, begin, end = 1, 2, 3
-    with_scan = {2: whole, 3: whole, 4: whole, 12: begin, 13: whole, 14: whole, 15: whole, 16: end}
-    expected_scan = Signal(2)
+    scanned = Signal(2)
     with m.Switch(cycle):
-        for number, value in with_scan.items():
-            with m.Case(number):
-                m.d.comb += expected_scan.eq(value)
-    yield "what is scanned", scan == expected_scan
+        with m.Case(2, 3, 4, 13, 14, 15):
+            m.d.comb += scanned.eq(1)
+        with m.Case(12):
+            m.d.comb += scanned.eq(2)
+        with m.Case(16):
+            m.d.comb += scanned.eq(3)
+    yield "what is scanned", scan == scanned
 
     # What was read of the request.
     leaves = known.offset.any() & ~known.random
@@ -121,14 +118,11 @@ def _lemmas(m: Module, spec: UnitSpec, known: Known) -> Iterator[tuple[str, Valu
         holds = known.random | (spec.see(m, name, 4) == value[:4])
         yield f"{name} is what was asked for", at(1, holds)
 
-    # Counted: the number of tags. Ranked: the rank.
+    # What the unit counts, and the rank that it makes of it.
     total = Signal(range(TAGS + 1))
     usable = Signal(range(TAGS + 1))
     wanted = Signal(4)
-    m.d.comb += [
-        total.eq(_count(known.allowed)),
-        usable.eq(Mux(known.able, total, 0)),
-    ]
+    m.d.comb += [total.eq(_count(known.allowed)), usable.eq(Mux(known.able, total, 0))]
     product = (known.entropy * total)[32:36]
     with m.If(age == 1):
         m.d.sync += wanted.eq(Mux(known.random, product, goes % total))
@@ -143,7 +137,6 @@ def _lemmas(m: Module, spec: UnitSpec, known: Known) -> Iterator[tuple[str, Valu
             f"the rank among {n:02} is found",
             (age != RANKED) | ~known.random | (usable != n) | ranked,
         )
-
     yield "no tag before the rank", at(1, spec.see(m, "secret_tag", 4) == 0, until=RANKED)
     yield "RGSR.TAG", spec.see(m, "secret_rgsr_tag", 4) == known.rgsr.tag
     yield "RGSR.SEED", free | at(3, spec.see(m, "secret_rgsr_seed", 48) == known.rgsr.seed)

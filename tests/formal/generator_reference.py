@@ -16,8 +16,10 @@ TAGS = 16
 ENTROPY_BITS = 32
 LATENCY = 19
 """Cycles from the transfer of a request to its response."""
-PART = 10
-"""Cycles of the unit that a proof needs with the lemmas: its longest part."""
+TWO_CHOICES = 2 * LATENCY + 4
+"""Cycles after reset within which there are two responses."""
+PART = 9
+"""Cycles of induction that the proof needs with the lemmas: the unit's longest part."""
 
 
 def _number(lamps: Value) -> Value:
@@ -108,10 +110,9 @@ class TagGeneratorSpec(UnitSpec):
             Assert(unit.idle == free, "idle is not told"),
         ]
 
-        # The ring is turned: lamp 0 is the first one that a walk can end at, which is the start if it
-        # has no step, and else the one after it. Lamp 0 is tag 0 if entropy picks.
-        #
-        # What: all that the choice depends on is read at the transfer of the request.
+        # What: all that the choice depends on is read at the transfer of the request. The ring is
+        # turned so that lamp 0 is the start, or if the walk leaves it at once, the one after it. It
+        # is tag 0 if entropy picks.
         rgsr = Signal(rgsr_layout(), init={"seed": 1})
         random_offset, next_seed = _shifted(rgsr.seed)
         offset = Signal(4)
@@ -126,6 +127,7 @@ class TagGeneratorSpec(UnitSpec):
         left = Signal(4)
         here = Signal(TAGS)
         random = irg & gcr.rrnd
+        able = Mux(request.payload.el0, unit.ata[0], unit.ata[1])
         allowed = Signal(TAGS)
         leaves = Signal()
         first = Signal(4)
@@ -140,7 +142,7 @@ class TagGeneratorSpec(UnitSpec):
                 was_allowed.eq(allowed),
                 was_first.eq(first),
                 turned.eq(Cat(allowed, allowed).bit_select(first, TAGS)),
-                was_able.eq(Mux(request.payload.el0, unit.ata[0], unit.ata[1])),
+                was_able.eq(able),
                 was_irg.eq(irg),
                 was_random.eq(random),
                 was_offset.eq(offset),
@@ -165,7 +167,7 @@ class TagGeneratorSpec(UnitSpec):
             Mux(was_able & was_allowed.any(), (was_first + _number(here))[:4], 0)
         )
 
-        with m.If(asked & irg & ~gcr.rrnd & Mux(request.payload.el0, unit.ata[0], unit.ata[1])):
+        with m.If(asked & irg & ~random & able):
             m.d.sync += rgsr.seed.eq(next_seed)
         with m.If((age == LATENCY) & was_irg & ~was_random & was_able):
             m.d.sync += rgsr.tag.eq(expected)

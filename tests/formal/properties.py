@@ -12,14 +12,17 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import barrier_variants as barrier
 import miss_variants as miss
 from access_spec import STEPS, AccessDecoderSpec
 from amaranth.lib import wiring
 from array_spec import BlockTagArray, HalvesSwapped, NeighbourWritten, TagArraySpec
+from barrier_spec import SpeculationBarrierSpec, barrier_config
 from confidentiality import CONTROLS, DESIGNS, PUBLISHED, problems, relate
 from emte.rtl import (
     AccessDecoder,
     Arrays,
+    Barrier,
     MissUnit,
     SpeculationBarrier,
     TagConfig,
@@ -28,7 +31,7 @@ from emte.rtl import (
 )
 from emte.rtl.config import DEFAULT
 from formal import Counterexample, FormalError, cover, hold, induct, lower, prove
-from generator_reference import LATENCY, TagGeneratorSpec
+from generator_reference import PART, TWO_CHOICES, TagGeneratorSpec
 from generator_variants import (
     EntropyReversed,
     ExcludeIgnored,
@@ -257,7 +260,9 @@ def check(entry: Property) -> Row:
     )
 
 
-def _stream_rules(unit: type[wiring.Component], output: str, stream: str, only: str = "") -> Spec:
+def _stream_rules(
+    unit: type[wiring.Component], output: str, stream: str, only: str = "", cover_depth: int = 30
+) -> Spec:
     """The rules of streams at all outputs of a unit; its mutant breaks one, at ``output``."""
     mutant = withdrawn(unit, output)
     return Spec(
@@ -265,7 +270,7 @@ def _stream_rules(unit: type[wiring.Component], output: str, stream: str, only: 
         unit=unit.__name__,
         spec=lambda: UnitSpec(unit(TINY)),
         only=only,
-        cover_depth=30,
+        cover_depth=cover_depth,
         mutants=(
             Mutant(
                 mutant.__name__,
@@ -285,25 +290,74 @@ def _mutants(
     )
 
 
-def _generator_choice(name: str, *, longest: int, quick: bool, faults: dict[type, str]) -> Spec:
-    """What the generator answers; the walks that are asked for are no longer than ``longest``."""
+BARRIER_DEPTH = 14
+"""Cycles after reset in which the barrier is searched: an access of two tag words is answered
+within, and any other twice."""
+
+
+def _barrier_promise(form: Barrier) -> Spec:
+    config = barrier_config(form)
+    early = "a verdict before the branches are resolved"
+    lookup = "an access is looked up before its branches are resolved"
+    faults: dict[type[Any], str] = {
+        barrier.SquashMissed: "a verdict for an access that is squashed",
+        barrier.BranchForgotten: early,
+        barrier.VerdictLost: "an access is not answered",
+        barrier.FlagLost: "a verdict shows the finding of another access",
+        withdrawn(SpeculationBarrier, "verdict."): (
+            "verdict_rules.valid fell before the payload was taken"
+        ),
+    }
+    if form is Barrier.DELAY:
+        faults[barrier.OlderOvertaken] = "a younger access overtakes one that became certain"
+        unprotected = "LooksTooEarly", barrier_config(Barrier.OBLIVIOUS), lookup
+    else:
+        faults[barrier.EntryFreedEarly] = "a verdict before the findings have come"
+        unprotected = "NoProtection", barrier_config(Barrier.NONE), early
+    name, other, violated = unprotected
     return Spec(
-        name=name,
-        unit="TagGenerator",
-        spec=lambda: TagGeneratorSpec(TINY, longest=longest),
-        steps=LATENCY + 1,
-        cover_depth=12,
-        seconds=600,
-        quick=quick,
+        name=f"promise-{form.value}",
+        unit="SpeculationBarrier",
+        spec=lambda: SpeculationBarrierSpec(config),
+        depth=BARRIER_DEPTH,
+        cover_depth=22,
+        seconds=240,
+        mutants=(
+            *_mutants(lambda unit: SpeculationBarrierSpec(config, unit=unit(config)), faults),
+            Mutant(
+                name,
+                lambda: SpeculationBarrierSpec(config, unit=SpeculationBarrier(other)),
+                violated,
+            ),
+        ),
+    )
+
+
+def _barrier_fields(form: Barrier) -> Spec:
+    config = barrier_config(form)
+    return Spec(
+        name=f"fields-{form.value}",
+        unit="SpeculationBarrier",
+        spec=lambda: SpeculationBarrierSpec(config, whole=True),
+        depth=BARRIER_DEPTH,
+        cover_depth=22,
+        seconds=240,
+        quick=False,
         mutants=_mutants(
-            lambda unit: TagGeneratorSpec(TINY, longest=longest, unit=unit(TINY)), faults
+            lambda unit: SpeculationBarrierSpec(config, whole=True, unit=unit(config)),
+            {
+                barrier.PointerDamaged: "va of an access is changed on its way into the pipeline",
+                barrier.AnySecondPasses: "the verdict's outcome is another",
+            },
         ),
     )
 
 
 PROPERTIES: tuple[Property, ...] = (
+    *(_barrier_promise(form) for form in (Barrier.OBLIVIOUS, Barrier.DELAY)),
+    *(_barrier_fields(form) for form in (Barrier.OBLIVIOUS, Barrier.DELAY)),
     _stream_rules(MissUnit, "memory.ar", "memory_ar", only="_rules."),
-    _stream_rules(TagGenerator, "generate.response.", "generate_response"),
+    _stream_rules(TagGenerator, "generate.response.", "generate_response", cover_depth=TWO_CHOICES),
     _stream_rules(TagPipeline, "verdict.", "verdict"),
     Spec(
         name="block-ram",
@@ -349,28 +403,25 @@ PROPERTIES: tuple[Property, ...] = (
             {miss.BeatLost: "an MSHR leaks", miss.MshrForgotten: "an MSHR leaks"},
         ),
     ),
-    _generator_choice(
-        "short-walks",
-        longest=3,
-        quick=True,
-        faults={
-            ExcludeIgnored: "an excluded tag",
-            LateOnZero: "the time to the response is not constant",
-        },
-    ),
-    _generator_choice(
-        "choice",
-        longest=15,
-        quick=False,
-        faults={
-            ExcludeIgnored: "an excluded tag",
-            TagsWithoutAccess: "tag access is disabled, and the tag is not 0",
-            SubtractsBackwards: "not the tag after a walk of 03",
-            EntropyReversed: "not the tag that entropy picks",
-            UpperSeedLost: "RGSR.SEED is not the architected one",
-            SeedNotTaken: "the LFSR is stuck at a seed of zero",
-            LateOnZero: "the time to the response is not constant",
-        },
+    Spec(
+        name="choice",
+        unit="TagGenerator",
+        spec=lambda: TagGeneratorSpec(TINY, lemmas=True),
+        steps=PART,
+        cover_depth=TWO_CHOICES,
+        seconds=300,
+        mutants=_mutants(
+            lambda unit: TagGeneratorSpec(TINY, unit=unit(TINY)),
+            {
+                ExcludeIgnored: "an excluded tag",
+                TagsWithoutAccess: "tag access is disabled, and the tag is not 0",
+                SubtractsBackwards: "not the tag at the end of the walk",
+                EntropyReversed: "not the tag that entropy picks",
+                UpperSeedLost: "RGSR.SEED is not the architected one",
+                SeedNotTaken: "the LFSR is stuck at a seed of zero",
+                LateOnZero: "the time to the response is not constant",
+            },
+        ),
     ),
     Spec(
         name="reference",

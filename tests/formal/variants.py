@@ -160,65 +160,6 @@ LEAKS = [
 ]
 
 
-class SquashMissed(Wrapper):
-    """A mispredicted branch is taken for a well predicted one."""
-
-    Unit = SpeculationBarrier
-    replaced = ("resolve",)
-
-    def change(self, m: Module) -> None:
-        m.d.comb += [
-            self.unit.resolve.valid.eq(self.resolve.valid),
-            self.unit.resolve.branch.eq(self.resolve.branch),
-        ]
-
-
-class BranchForgotten(Wrapper):
-    """An access does not wait for branch 0."""
-
-    Unit = SpeculationBarrier
-    replaced = ("access",)
-
-    def change(self, m: Module) -> None:
-        connect(m, flipped(self.access), self.unit.access)
-        branches = self.access.payload.access.branches
-        m.d.comb += self.unit.access.payload.access.branches.eq(branches & ~1)
-
-
-class VerdictLost(Wrapper):
-    """The first verdict after reset does not come out."""
-
-    Unit = SpeculationBarrier
-    replaced = ("verdict",)
-
-    def change(self, m: Module) -> None:
-        inside, outside = self.unit.verdict, self.verdict
-        lost = Signal()
-        with m.If(lost):
-            connect(m, inside, flipped(outside))
-        with m.Elif(inside.valid):
-            m.d.comb += inside.ready.eq(1)
-            m.d.sync += lost.eq(1)
-
-
-class PointerDamaged(Wrapper):
-    """Bit 40 of a pointer is lost on the way into the pipeline."""
-
-    Unit = SpeculationBarrier
-
-    def change(self, m: Module) -> None:
-        m.d.comb += self.admitted.payload.access.va[40].eq(0)
-
-
-class FlagLost(Wrapper):
-    """No verdict tells that the access was a write."""
-
-    Unit = SpeculationBarrier
-
-    def change(self, m: Module) -> None:
-        m.d.comb += self.verdict.payload.wnr.eq(0)
-
-
 def withdrawn(unit: type[wiring.Component], output: str) -> type[Wrapper]:
     """A unit that offers at one output in every second cycle only.
 

@@ -5,26 +5,41 @@ import pytest
 from amaranth.lib.wiring import In, Out, Signature
 from emte.rtl.branch_table import BranchTable
 from emte.rtl.config import SMALL, TagConfig
-from emte.rtl.layouts import resolve_signature
 from emte.sim.harness import simulate
 
+CONFIGS = {
+    "small": SMALL,
+    "2 of 1": TagConfig(held=2, branches=1),
+    "3 of 2": TagConfig(held=3, branches=2),
+    "5 of 3": TagConfig(held=5, branches=3),
+    "16 of 8": TagConfig(held=16),
+    "33 of 8": TagConfig(held=33),
+}
 
-def test_init():
+
+@pytest.mark.parametrize("parks", [False, True])
+def test_init(parks):
     config = TagConfig(held=5, branches=3)
-    dut = BranchTable(config)
+    dut = BranchTable(config, parks=parks)
     assert dut.config is config
+    assert dut.parks == parks
     assert dut.signature == Signature(
         {
-            "resolve": In(resolve_signature(config)),
+            "resolved": In(3),
+            "wrong": In(3),
             "allocate": In(1),
             "branches": In(3),
+            "squashed": In(1),
+            "two": In(1),
             "available": Out(1),
             "slot": Out(3),
             "finish": In(1),
             "finish_slot": In(3),
-            "ready": Out(1),
-            "ready_slot": Out(3),
+            "picked": Out(1),
+            "picked_slot": Out(3),
             "release": In(1),
+            "dropped": Out(1),
+            "certain": Out(1),
             "empty": Out(1),
         }
     )
@@ -32,10 +47,13 @@ def test_init():
 
 @dataclass
 class Entry:
+    slot: int
     branches: set
-    done: bool = False
+    owes: int
+    born: int
     squashed: bool = False
-    waited: int = 0
+    ready: int | None = None
+    """Releases before it was settled and done."""
 
 
 class Bench:
@@ -46,70 +64,80 @@ class Bench:
         self.ctx = ctx
         self.entries = {}
         self.offered = None
+        self.released = None
+        self.now = 0
+        self.releases = 0
 
-    async def cycle(self, *, allocate=None, finish=None, resolve=None, release=False):
-        """One cycle; ``allocate`` is a set of branches, ``resolve`` a branch and whether it was
-        mispredicted, ``finish`` a slot, or "new" for the one that is allocated."""
+    async def cycle(self, *, allocate=None, two=0, finish=None, resolve=None, release=False):
+        """One cycle; ``allocate`` is a set of branches, ``resolve`` the branch that was resolved in
+        the cycle before and whether it was mispredicted, ``finish`` a slot. Returns the entry that
+        was allocated."""
         dut, ctx = self.dut, self.ctx
-        held = dut.config.held
-        slot = self.check()
-        if finish == "new":
-            finish = slot
+        self.look()
+        slot = ctx.get(dut.slot)
+        onehot = 1 << resolve[0] if resolve else 0
         ctx.set(dut.allocate, allocate is not None)
         ctx.set(dut.branches, sum(1 << branch for branch in allocate or ()))
+        ctx.set(dut.two, two)
         ctx.set(dut.finish, finish is not None)
         ctx.set(dut.finish_slot, finish or 0)
-        ctx.set(dut.resolve.valid, resolve is not None)
-        ctx.set(dut.resolve.branch, resolve[0] if resolve else 0)
-        ctx.set(dut.resolve.mispredicted, bool(resolve and resolve[1]))
+        ctx.set(dut.resolved, onehot)
+        ctx.set(dut.wrong, onehot if resolve and resolve[1] else 0)
         ctx.set(dut.release, release)
-        # The choice is made from registers alone.
-        assert (ctx.get(dut.ready), ctx.get(dut.ready_slot)) == self.offer
+        if dut.parks:
+            for entry in self.entries.values():
+                if not entry.branches - ({resolve[0]} if resolve else set()):
+                    picked = self.offered == entry.slot or entry.squashed
+                    assert ctx.get(dut.certain) or picked
         await ctx.tick()
+        self.now += 1
 
-        for number, entry in list(self.entries.items()):
-            if entry.done and entry.squashed:
-                del self.entries[number]
-            elif resolve and resolve[0] in entry.branches:
+        for entry in self.entries.values():
+            if resolve and resolve[0] in entry.branches:
                 entry.branches.remove(resolve[0])
                 entry.squashed |= resolve[1]
         if release:
-            _, released = self.offer
-            del self.entries[released]
+            self.released = self.entries.pop(self.offered)
             self.offered = None
-            for entry in self.entries.values():
-                if entry.done and not entry.branches and not entry.squashed:
-                    entry.waited += 1
-                    assert entry.waited <= held, "a ready entry is passed over"
+            self.releases += 1
+        else:
+            self.released = None
+        new = None
         if allocate is not None:
-            self.entries[slot] = Entry(set(allocate))
-        if finish is not None and finish in self.entries:
-            self.entries[finish].done = True
-
-    def check(self):
-        """What the table shows at the start of a cycle; returns the slot that it would take."""
-        dut, ctx = self.dut, self.ctx
-        ready = [
-            number
-            for number, entry in self.entries.items()
-            if entry.done and not entry.branches and not entry.squashed
-        ]
-        assert ctx.get(dut.available) == (len(self.entries) < dut.config.held)
-        assert ctx.get(dut.empty) == (not self.entries)
-        assert ctx.get(dut.ready) == bool(ready)
-        self.offer = (ctx.get(dut.ready), ctx.get(dut.ready_slot))
-        if ready:
-            assert self.offer[1] in ready
-            assert self.offered in (None, self.offer[1]), "another entry is offered"
-            self.offered = self.offer[1]
-        slot = ctx.get(dut.slot)
-        if ctx.get(dut.available):
             assert slot not in self.entries
-        return slot
+            new = self.entries[slot] = Entry(slot, set(allocate), 1 + two, self.now)
+            if dut.parks:
+                new.owes = 0
+        if finish is not None:
+            self.entries[finish].owes -= 1
+        for entry in self.entries.values():
+            done = not entry.owes and (not entry.branches or entry.squashed)
+            if done and entry.ready is None:
+                entry.ready = self.releases
+        return new
+
+    def look(self):
+        """What the table shows at the start of a cycle."""
+        dut, ctx = self.dut, self.ctx
+        if ctx.get(dut.available):
+            assert ctx.get(dut.slot) not in self.entries
+        assert not self.entries or not ctx.get(dut.empty)
+        if ctx.get(dut.picked):
+            slot = ctx.get(dut.picked_slot)
+            assert self.entries[slot].ready is not None, "an entry is picked too early"
+            assert self.offered in (None, slot), "another entry is offered"
+            self.offered = slot
+        else:
+            assert self.offered is None
+        if self.released:
+            assert ctx.get(dut.dropped) == self.released.squashed
+
+    def finishable(self):
+        return [e.slot for e in self.entries.values() if e.owes and self.now > e.born + 1]
 
 
-def play(config, scenario):
-    dut = BranchTable(config)
+def play(config, scenario, *, parks=False):
+    dut = BranchTable(config, parks=parks)
 
     async def bench(ctx):
         await scenario(Bench(dut, ctx))
@@ -117,128 +145,187 @@ def play(config, scenario):
     simulate(dut, bench)
 
 
-@pytest.mark.parametrize(
-    "config",
-    [SMALL, TagConfig(held=2, branches=1), TagConfig(held=5, branches=3), TagConfig(held=16)],
-    ids=["small", "2 of 1", "5 of 3", "16 of 8"],
-)
-def test_sim_random(config, rng):
+@pytest.mark.parametrize("parks", [False, True])
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_sim_random(config, parks, rng):
     seen = {"full": 0, "squashed": 0, "released": 0}
 
     async def scenario(bench):
         eagerness = 0.5
-        for cycle in range(1500):
+        opened = set()
+        for cycle in range(2500):
             if cycle % 100 == 0:
-                eagerness = rng.choice([0.1, 0.5, 0.9])
-            waiting = [n for n, entry in bench.entries.items() if not entry.done]
-            full = len(bench.entries) == config.held
-            opened = {branch for entry in bench.entries.values() for branch in entry.branches}
+                eagerness, rate = rng.choice([0.1, 0.5, 1]), rng.choice([0.1, 0.6, 1])
             resolve = None
             if opened and rng.random() < 0.4:
                 resolve = (rng.choice(sorted(opened)), rng.random() < 0.3)
             allocate = finish = None
-            if not full and rng.random() < 0.6:
+            if bench.ctx.get(bench.dut.available) and rng.random() < rate:
                 names = range(config.branches)
                 allocate = set(rng.sample(names, rng.randint(0, min(3, config.branches))))
+                # What was resolved before the entry came, concerns it no more.
                 allocate -= {resolve[0]} if resolve else set()
-                if rng.random() < 0.2:
-                    finish = "new"
-            if finish is None and waiting and rng.random() < 0.5:
-                finish = rng.choice(waiting)
-            bench.check()
-            release = bool(bench.offer[0] and rng.random() < eagerness)
-            await bench.cycle(allocate=allocate, finish=finish, resolve=resolve, release=release)
-            seen["full"] += full
-            seen["released"] += release
-            seen["squashed"] += any(entry.squashed for entry in bench.entries.values())
+            if bench.finishable() and rng.random() < 0.7:
+                finish = rng.choice(bench.finishable())
+            bench.look()
+            release = bench.offered is not None and rng.random() < eagerness
+            await bench.cycle(
+                allocate=allocate,
+                two=0 if parks else rng.getrandbits(1),
+                finish=finish,
+                resolve=resolve,
+                release=release,
+            )
+            opened |= allocate or set()
+            opened -= {resolve[0]} if resolve else set()
+            for entry in bench.entries.values():
+                opened |= entry.branches
+            seen["full"] += len(bench.entries) == config.held
+            if bench.released:
+                seen["released"] += 1
+                seen["squashed"] += bench.released.squashed
+        for _ in range(6 * config.held + 20):
+            branches = {branch for entry in bench.entries.values() for branch in entry.branches}
+            finish = bench.finishable()
+            bench.look()
+            await bench.cycle(
+                resolve=(branches.pop(), False) if branches else None,
+                finish=finish[0] if finish else None,
+                release=bench.offered is not None,
+            )
+        assert bench.ctx.get(bench.dut.empty)
 
-    play(config, scenario)
+    play(config, scenario, parks=parks)
     assert all(count > 20 for count in seen.values()), seen
 
 
+async def ready_cycle(bench):
+    """The cycles until an entry is picked."""
+    for cycles in range(20):
+        if bench.ctx.get(bench.dut.picked):
+            return cycles
+        await bench.cycle()
+    raise AssertionError("no entry is picked")
+
+
 def test_timing_resolve():
-    """An entry that is done is ready in the cycle after its last branch is resolved."""
+    """Three cycles from the last resolve until an entry that is done is picked."""
 
     async def scenario(bench):
-        await bench.cycle(allocate={0, 2}, finish="new")
+        await bench.cycle()
+        entry = await bench.cycle(allocate={0, 2})
+        await bench.cycle()
+        await bench.cycle(finish=entry.slot)
         await bench.cycle(resolve=(2, False))
-        assert not bench.ctx.get(bench.dut.ready)
+        for _ in range(6):
+            await bench.cycle()
+            assert not bench.ctx.get(bench.dut.picked)
         await bench.cycle(resolve=(0, False))
-        assert bench.ctx.get(bench.dut.ready)
+        assert await ready_cycle(bench) == 2
         await bench.cycle(release=True)
+        await bench.cycle()
+        assert bench.ctx.get(bench.dut.empty) == 0
+        await bench.cycle()
         assert bench.ctx.get(bench.dut.empty)
 
     play(SMALL, scenario)
 
 
-def test_sim_resolve_while_offered():
-    """A ready entry hangs on no branch, so nothing that is resolved takes it back."""
+def test_timing_finish():
+    """Four cycles from the last finding until an entry that hangs on no branch is picked."""
 
     async def scenario(bench):
-        await bench.cycle(allocate={1}, finish="new")
-        await bench.cycle(resolve=(1, False))
-        for _ in range(4):
-            await bench.cycle(resolve=(1, True))
-        await bench.cycle(release=True)
+        await bench.cycle()
+        entry = await bench.cycle(allocate=set(), two=1)
+        await bench.cycle()
+        await bench.cycle(finish=entry.slot)
+        for _ in range(6):
+            await bench.cycle()
+            assert not bench.ctx.get(bench.dut.picked)
+        await bench.cycle(finish=entry.slot)
+        assert await ready_cycle(bench) == 3
 
     play(SMALL, scenario)
+
+
+def test_timing_throughput():
+    """One entry is taken, and one released, in every cycle."""
+
+    async def scenario(bench):
+        finishes = []
+        for cycle in range(60):
+            bench.look()
+            available = bench.ctx.get(bench.dut.available)
+            assert available or cycle == 0
+            due = finishes.pop(0) if finishes and finishes[0][0] == cycle else (0, None)
+            entry = await bench.cycle(
+                allocate=set() if available else None,
+                finish=due[1],
+                release=bench.offered is not None,
+            )
+            if entry:
+                finishes.append((cycle + 3, entry.slot))
+        assert bench.releases > 45
+
+    play(TagConfig(), scenario)
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_sim_takes_turns(config, rng):
+    """While others are taken and done again and again, none waits longer than a few rounds."""
+
+    async def scenario(bench):
+        for _ in range(2000):
+            finish = bench.finishable()
+            bench.look()
+            available = bench.ctx.get(bench.dut.available)
+            await bench.cycle(
+                allocate=set() if available else None,
+                finish=min(finish) if finish else None,
+                release=bench.offered is not None and rng.random() < 0.3,
+            )
+            for entry in bench.entries.values():
+                if entry.ready is not None:
+                    assert bench.releases - entry.ready <= 2 * config.held + 4
+
+    play(config, scenario)
 
 
 def test_sim_squashed_entry_waits_until_it_is_done():
     async def scenario(bench):
-        await bench.cycle(allocate={1})
+        await bench.cycle()
+        entry = await bench.cycle(allocate={1, 2})
+        await bench.cycle()
         await bench.cycle(resolve=(1, True))
-        for _ in range(5):
+        for _ in range(8):
             await bench.cycle()
-            assert not bench.ctx.get(bench.dut.empty)
-        await bench.cycle(finish=0)
-        await bench.cycle()
-        assert not bench.ctx.get(bench.dut.ready)
-        assert bench.ctx.get(bench.dut.empty)
-
-    play(SMALL, scenario)
-
-
-def test_sim_one_of_several_branches_squashes():
-    async def scenario(bench):
-        await bench.cycle(allocate={0, 1, 2}, finish="new")
-        await bench.cycle(resolve=(1, True))
-        await bench.cycle()
-        assert bench.ctx.get(bench.dut.empty)
-        await bench.cycle(resolve=(0, False))
-        await bench.cycle(resolve=(2, False))
-        assert not bench.ctx.get(bench.dut.ready)
-
-    play(SMALL, scenario)
-
-
-def test_sim_new_owner_of_a_branch_name():
-    """A name that is used again means another branch: the old resolve is forgotten."""
-
-    async def scenario(bench):
-        await bench.cycle(allocate={3}, finish="new")
-        await bench.cycle(resolve=(3, True))
-        await bench.cycle(allocate={3}, finish="new")
-        await bench.cycle(resolve=(3, False))
-        assert bench.ctx.get(bench.dut.ready)
+            assert not bench.ctx.get(bench.dut.picked)
+        await bench.cycle(finish=entry.slot)
+        assert await ready_cycle(bench) == 3
+        bench.look()
         await bench.cycle(release=True)
+        assert bench.released.squashed
+        await bench.cycle()
 
     play(SMALL, scenario)
 
 
-def test_sim_takes_turns():
-    """While the others are taken again and again, each one still leaves in turn."""
+def test_sim_new_owner_of_an_entry():
+    """That the one before was squashed is nothing to the new one."""
 
     async def scenario(bench):
-        for _ in range(SMALL.held):
-            await bench.cycle(allocate=set(), finish="new")
-        order = []
-        for _ in range(3 * SMALL.held):
-            bench.check()
-            order.append(bench.offer[1])
+        for n in range(3 * SMALL.held):
+            while not bench.ctx.get(bench.dut.available):
+                await bench.cycle()
+            entry = await bench.cycle(allocate={n % 2, 3})
+            await bench.cycle()
+            await bench.cycle(finish=entry.slot)
+            await bench.cycle(resolve=(n % 2, n % 3 > 0))
+            await bench.cycle(resolve=(3, False))
+            await ready_cycle(bench)
+            bench.look()
             await bench.cycle(release=True)
-            await bench.cycle(allocate=set(), finish="new")
-        assert order == [0, 1, 2, 3] * 3
+            assert bench.released.squashed == (n % 3 > 0)
 
     play(SMALL, scenario)
 
@@ -247,13 +334,14 @@ def test_sim_takes_turns():
     ("port", "message"),
     [
         ("allocate", "an entry is allocated, and none is free"),
-        ("release", "an entry is released, and none is ready"),
+        ("release", "an entry is released, and none is picked"),
     ],
 )
 def test_sim_misuse_is_an_error(port, message):
     dut = BranchTable(TagConfig(held=2))
 
     async def bench(ctx):
+        await ctx.tick()
         ctx.set(dut.allocate, 1)
         ctx.set(dut.branches, 1)
         await ctx.tick().repeat(2)
@@ -263,5 +351,5 @@ def test_sim_misuse_is_an_error(port, message):
         await ctx.tick()
         await ctx.tick()
 
-    with pytest.raises(AssertionError, match=f"{message}$"):
+    with pytest.raises(AssertionError, match=message):
         simulate(dut, bench)
