@@ -630,6 +630,21 @@ def test_sim_delay_keeps_older_before_younger(offset):
     play(DELAY, scenario)
 
 
+def test_sim_delay_does_not_hold_the_door_for_other_branches():
+    """While an access waits in the table, resolves of other branches hold nobody up."""
+
+    async def scenario(bench):
+        bench.offer({0})
+        await bench.cycle()
+        for n in range(40):
+            if bench.offered is None:
+                bench.offer()
+            await bench.cycle(resolve=(1 + n % 3, n % 2 == 0))
+        assert len(bench.verdicts) == 40 - 12
+
+    play(DELAY, scenario)
+
+
 def test_sim_none_holds_nothing():
     """Without a barrier outcomes leave at once, also those of squashed accesses."""
 

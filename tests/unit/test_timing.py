@@ -18,9 +18,9 @@ from amaranth.lib import wiring
 from emte.rtl import (
     SMALL,
     AccessDecoder,
-    AccessQueue,
     BranchTable,
     CheckMode,
+    Door,
     GenerateOp,
     Memory,
     MissUnit,
@@ -32,6 +32,7 @@ from emte.rtl import (
     TagCheck,
     TagGenerator,
     TagPipeline,
+    VerdictQueue,
 )
 from emte.rtl.layouts import ProbeKind
 from emte.sim.harness import simulate
@@ -55,7 +56,22 @@ class Scene:
     after: str | None = None
 
 
-BARRIER_READY = {"admitted.ready": 1, "verdict.ready": 1}
+BARRIER_A = {"id": 1, "va": 0x1008, "bytes": 8}
+BARRIER_LABELS = {
+    "A in": {"access": {**BARRIER_A, "branches": 0b1}},
+    "B in": {"access": {"id": 2}},
+    "A on": {"access": BARRIER_A, "ticket": {"number": 0, "direct": 0}},
+    "B on": {"access": {"id": 2}, "ticket": {"number": 0, "direct": 1}},
+    "A": {"number": 0, "direct": 0},
+    "B": {"number": 0, "direct": 1},
+    "A out": {
+        "ticket": {"number": 0, "direct": 0},
+        "secret_finding": {"outcome": Outcome.TAG_CHECK_FAULT, "exact": 1},
+    },
+    "B out": {"ticket": {"number": 0, "direct": 1}},
+    "A fault": {"id": 1, "outcome": Outcome.TAG_CHECK_FAULT, "far": 0x1008},
+    "B pass": {"id": 2, "outcome": Outcome.PASS, "far": 0},
+}
 CONTROL = {
     "tbi": 0b11,
     "ata": 0b11,
@@ -106,43 +122,36 @@ PIPELINE_LABELS = {
 }
 
 SCENES = {
-    "access_queue_resolve": Scene(
-        unit=lambda: AccessQueue(SMALL),
+    "door_resolve": Scene(
+        unit=lambda: Door(SMALL),
         labels={
             "A": {"access": {"id": 1, "branches": 0b01}},
             "B": {"access": {"id": 2, "branches": 0b11}},
             "C": {"access": {"id": 3}},
+            "A on": {"access": {"id": 1, "branches": 0}},
+            "C on": {"access": {"id": 3, "branches": 0}},
         },
     ),
-    "branch_table_turns": Scene(unit=lambda: BranchTable(SMALL)),
+    "branch_table_turns": Scene(unit=lambda: BranchTable(SMALL), wait=1),
+    "verdict_queue_order": Scene(
+        unit=lambda: VerdictQueue(SMALL),
+        labels={
+            "A": {"id": 1, "value": 7},
+            "B": {"id": 2, "outcome": Outcome.TAG_CHECK_FAULT, "value": 0x1008, "wnr": 1},
+            "none": {"id": 0, "far": 0, "tags": 0},
+            "tags": {"id": 1, "outcome": Outcome.PASS, "far": 0, "tags": 7},
+            "fault": {"id": 2, "outcome": Outcome.TAG_CHECK_FAULT, "far": 0x1008, "tags": 0},
+        },
+    ),
     "barrier_hold": Scene(
         unit=lambda: SpeculationBarrier(SMALL),
-        inputs=BARRIER_READY,
-        labels={
-            "A in": {"access": {"id": 1, "branches": 0b1}},
-            "B in": {"access": {"id": 2}},
-            "A on": {"access": {"id": 1}, "ticket": {"id": 1, "speculative": 1, "slot": 0}},
-            "B on": {"access": {"id": 2}, "ticket": {"id": 2, "speculative": 0}},
-            "A out": {
-                "ticket": {"id": 1, "speculative": 1, "slot": 0},
-                "secret_finding": {"outcome": Outcome.TAG_CHECK_FAULT, "far": 0x10},
-            },
-            "B out": {"ticket": {"id": 2}},
-            "A fault": {"id": 1, "outcome": Outcome.TAG_CHECK_FAULT, "far": 0x10},
-            "B pass": {"id": 2, "outcome": Outcome.PASS, "far": 0},
-        },
+        inputs={"verdict.ready": 1},
+        labels=BARRIER_LABELS,
     ),
     "barrier_squash": Scene(
         unit=lambda: SpeculationBarrier(SMALL),
-        inputs=BARRIER_READY,
-        labels={
-            "A in": {"access": {"id": 1, "branches": 0b1}},
-            "A on": {"access": {"id": 1}, "ticket": {"id": 1, "speculative": 1, "slot": 0}},
-            "A out": {
-                "ticket": {"id": 1, "speculative": 1, "slot": 0},
-                "secret_finding": {"outcome": Outcome.TAG_CHECK_FAULT, "far": 0x10},
-            },
-        },
+        inputs={"verdict.ready": 1},
+        labels=BARRIER_LABELS,
     ),
     "access_probes": Scene(
         unit=lambda: AccessDecoder(SMALL),
