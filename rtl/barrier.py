@@ -85,9 +85,9 @@ class SpeculationBarrier(wiring.Component):
     behind a speculative one that waits for an entry.
 
     An access is admitted in the cycle after its transfer at the earliest. A verdict is offered two
-    cycles after the finding of a direct access came; from the table eight cycles after the last
-    finding was announced, or nine after the last branch was resolved, if nothing holds it up.
-    Direct accesses and their verdicts are sustained at one per cycle.
+    cycles after the finding of a direct access came; from the table eight or nine after its last
+    finding was announced, or its last branch resolved, if nothing holds it up. Direct accesses and
+    their verdicts are sustained at one per cycle.
 
     Members
     -------
@@ -172,24 +172,22 @@ class SpeculationBarrier(wiring.Component):
         config = self.config
         form = config.barrier
 
-        # What is resolved, one-hot: in this cycle, and in the last one.
+        # What was resolved in the last cycle, one-hot.
         resolving = Signal(config.branches)
-        failing = Signal(config.branches)
         resolved = Signal(config.branches)
         wrong = Signal(config.branches)
-        m.d.comb += [
-            resolving.bit_select(self.resolve.branch, 1).eq(self.resolve.valid),
-            failing.eq(resolving & self.resolve.mispredicted.replicate(config.branches)),
+        m.d.comb += resolving.bit_select(self.resolve.branch, 1).eq(self.resolve.valid)
+        m.d.sync += [
+            resolved.eq(resolving),
+            wrong.eq(resolving & self.resolve.mispredicted.replicate(config.branches)),
         ]
-        m.d.sync += [resolved.eq(resolving), wrong.eq(failing)]
 
         m.submodules.door = door = Door(config)
+        wiring.connect(m, wiring.flipped(self.resolve), door.resolve)
         m.d.comb += [
             door.i.valid.eq(self.access.valid),
             door.i.payload.eq(self.access.payload),
             self.access.ready.eq(door.i.ready),
-            door.resolving.eq(resolving),
-            door.failing.eq(failing),
             door.resolved.eq(resolved),
             door.wrong.eq(wrong),
         ]
@@ -250,10 +248,12 @@ class SpeculationBarrier(wiring.Component):
             unparked_leaves = Signal()
             parks = Signal()
             m.d.comb += [
-                parks.eq(door.speculative & table.available),
+                parks.eq(door.valid & door.speculative & table.available),
                 table.allocate.eq(parks),
                 door.leave.eq(parks | (admits & ~unparked_valid)),
-                self.admitted_valid.eq(admits),
+                self.admitted_valid.eq(
+                    admits & Mux(unparked_valid, ~unparked_squashed, door.valid)
+                ),
                 write.addr.eq(table.slot),
                 *_assign(write.data.access, door.o.access),
                 write.data.regime.eq(door.o.regime),
@@ -283,7 +283,10 @@ class SpeculationBarrier(wiring.Component):
                     stores_tags.eq(0),
                 ]
         else:
-            m.d.comb += [door.leave.eq(admits), self.admitted_valid.eq(admits)]
+            m.d.comb += [
+                door.leave.eq(admits),
+                self.admitted_valid.eq(door.valid & door.i.ready),
+            ]
 
         # A certain access of one word needs room for its verdict, and a number of a ring that must
         # not overtake the oldest one that still waits for its line. One of two words needs the
@@ -311,7 +314,7 @@ class SpeculationBarrier(wiring.Component):
             ),
         ]
         m.d.sync += shut.eq(self.admitted_valid & two)
-        with m.If(self.admitted_valid & direct):
+        with m.If(self.admitted_valid):  # that others leave numbers out is simpler, and no harm
             m.d.sync += ring.eq(ring + 1)
         number = Signal(config.ticket_bits)
         with m.If(speculative):

@@ -121,7 +121,8 @@ class BranchTable(wiring.Component):
         slot_bits = config.slot_bits
 
         # Free entries: a queue of their numbers. In its first round after reset it gives the
-        # numbers in their order, so that nothing needs to be written into it.
+        # numbers in their order, so that nothing needs to be written into it. Two that come next
+        # have left it, so that it need not know of an `allocate`.
         m.submodules.free = free = memory.Memory(shape=slot_bits, depth=held, init=[])
         free_write, free_read = free.write_port(), free.read_port(domain="comb")
         head, head_lap = Signal(slot_bits), Signal()
@@ -129,22 +130,30 @@ class BranchTable(wiring.Component):
         fresh = Signal(init=1)
         freed = Signal()
         freed_slot = Signal(slot_bits)
-        take = Signal()  # of the queue
         some = Signal()
+        next_ = Signal(slot_bits)
+        second_next = Signal()
+        second_next_slot = Signal(slot_bits)
         m.d.comb += [
             free_read.addr.eq(head),
             free_write.addr.eq(tail),
             free_write.data.eq(freed_slot),
             free_write.en.eq(freed),
             some.eq(Cat(head, head_lap) != Cat(tail, tail_lap)),
-            take.eq(self.allocate | ~self.available),
+            next_.eq(Mux(fresh, head, free_read.data)),
         ]
-        m.d.sync += [freed.eq(self.release), freed_slot.eq(self.picked_slot)]
-        with m.If(take):
+        m.d.sync += [
+            freed.eq(self.release),
+            freed_slot.eq(self.picked_slot),
+            second_next.eq(self.available & ~self.allocate & (second_next | some)),
+        ]
+        with m.If(self.allocate | ~self.available):
             m.d.sync += [
-                self.available.eq(some),
-                self.slot.eq(Mux(fresh, head, free_read.data)),
+                self.available.eq(second_next | some),
+                self.slot.eq(Mux(second_next, second_next_slot, next_)),
             ]
+        with m.If(~second_next):
+            m.d.sync += second_next_slot.eq(next_)
             with m.If(some):
                 m.d.sync += head.eq(head + 1)
                 with m.If(head == held - 1):
@@ -267,8 +276,10 @@ class BranchTable(wiring.Component):
         m.d.comb += self.dropped.eq(squashed.bit_select(freed_slot, 1))
 
         taken = Signal(range(held + 1))
+        allocated = Signal()
         m.d.sync += [
-            taken.eq(taken + new.any() - freed),
+            allocated.eq(self.allocate),
+            taken.eq(taken + allocated - freed),
             Assert(
                 ~self.allocate | self.available,
                 "an entry is allocated, and none is free",
@@ -280,5 +291,5 @@ class BranchTable(wiring.Component):
             m.d.comb += self.certain.eq(
                 certain_new | certain.any() | candidate_valid.any() | second
             )
-        m.d.comb += self.empty.eq((taken == 0) & (new == 0))
+        m.d.comb += self.empty.eq((taken == 0) & ~allocated)
         return m

@@ -37,7 +37,10 @@ def corrected_granule(code: Value) -> Value:
     code = _bits(code, 8)
     syndrome = granule_syndrome(code)
     # A flipped tag bit fails all checks but its own; a flipped check bit fails that one alone.
-    return code[:4] ^ Cat(syndrome == (0b1111 ^ 1 << n) for n in range(4))
+    # Other than these there is no syndrome with one check that holds between two that fail.
+    return code[:4] ^ Cat(
+        ~syndrome[n] & syndrome[(n + 1) % 4] & syndrome[(n - 1) % 4] for n in range(4)
+    )
 
 
 def granule_damaged(code: Value) -> Value:

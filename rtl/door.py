@@ -6,7 +6,7 @@ from amaranth.lib.wiring import In, Out
 
 from .access import touches_two
 from .config import TagConfig
-from .layouts import Op, request_layout
+from .layouts import Op, request_layout, resolve_signature
 
 __all__ = ["Door"]
 
@@ -26,19 +26,18 @@ class Door(wiring.Component):
     i : ``In(stream.Signature(request_layout(config)))``
         Accesses as the core offers them.
     valid : ``Out(1)``
-        An access is inside.
+        An access is inside; a register.
     o : ``Out(request_layout(config))``
         The access; registers. ``access.branches`` is 0.
     two, tag_store : ``Out(1)``
         It touches two tag words; it is STG or STGM. Registers.
     certain : ``Out(1)``
-        It is valid, and hung on no branch at the start of this cycle, as far as was known then; a
-        function of registers, as are ``valid`` and the next two.
+        It hung on no branch at the start of this cycle, as far as was known then. A function of
+        registers, as are the next two; they mean something only if ``valid``.
     goes : ``Out(1)``
         It is certain, and there was place for it.
     speculative : ``Out(1)``
-        It is valid, hung on a branch at the start of this cycle, and is one of those accesses that
-        need not wait here until they are certain.
+        It is not certain, and is one of those accesses that need not wait here until they are.
     branches : ``Out(config.branches)``
         Branches that it hangs on at the end of this cycle.
     squashed : ``Out(1)``
@@ -48,10 +47,10 @@ class Door(wiring.Component):
         cycle. A certain access of two words that leaves takes the place of such.
     leave : ``In(1)``
         The access goes; only while ``valid``.
-    resolving, failing : ``In(config.branches)``
-        The branch that is resolved in this cycle, one-hot; the same if it was mispredicted.
+    resolve : ``In(resolve_signature(config))``
+        The branch that is resolved in this cycle.
     resolved, wrong : ``In(config.branches)``
-        ``resolving`` and ``failing`` of the cycle before.
+        The branch that was resolved in the last cycle, one-hot; the same if it was mispredicted.
     """
 
     i: stream.Interface
@@ -67,8 +66,7 @@ class Door(wiring.Component):
     one_free: Signal
     two_free: Signal
     leave: Signal
-    resolving: Signal
-    failing: Signal
+    resolve: wiring.PureInterface
     resolved: Signal
     wrong: Signal
 
@@ -89,8 +87,7 @@ class Door(wiring.Component):
                 "one_free": In(1),
                 "two_free": In(1),
                 "leave": In(1),
-                "resolving": In(config.branches),
-                "failing": In(config.branches),
+                "resolve": In(resolve_signature(config)),
                 "resolved": In(config.branches),
                 "wrong": In(config.branches),
             }
@@ -104,71 +101,61 @@ class Door(wiring.Component):
         # The access at the port. The core leaves its mask as it was in the first cycle of `valid`,
         # so what has been resolved since then is remembered here. What is resolved in the cycle of
         # the transfer reaches the access inside, a cycle later.
-        offered_before = Signal()
         resolved_since = Signal(branches)
-        squashed_since = Signal()
-        since = Signal(branches)
+        squashed_since = Signal()  # but for the last cycle
+        squashed_last = Signal()
+        waited = Signal()
+        was_squashed = Signal()
         offered = Signal(branches)
-        offered_squashed = Signal()
+        waits = self.i.valid & ~self.i.ready
         m.d.comb += [
-            since.eq(resolved_since & offered_before.replicate(branches)),
-            offered.eq(access.branches & ~since),
-            offered_squashed.eq(squashed_since & offered_before),
+            offered.eq(access.branches & ~resolved_since),
+            was_squashed.eq((squashed_since | squashed_last) & waited),
         ]
+        resolving = Signal(branches)
+        hit = offered.bit_select(self.resolve.branch, 1)
+        m.d.comb += resolving.bit_select(self.resolve.branch, 1).eq(self.resolve.valid)
         m.d.sync += [
-            offered_before.eq(self.i.valid & ~self.i.ready),
-            resolved_since.eq(since | self.resolving),
-            squashed_since.eq(offered_squashed | (offered & self.failing).any()),
+            waited.eq(waits),
+            resolved_since.eq((resolved_since | resolving) & waits.replicate(branches)),
+            squashed_last.eq(self.resolve.valid & self.resolve.mispredicted & hit),
+            squashed_since.eq(was_squashed),
         ]
 
-        # The access inside.
-        hangs_on = Signal(branches)
+        # The access inside. Of its branches both cases are kept, that it came and that it stayed,
+        # since it is known late in a cycle which it was. Its flags are made of both as late.
+        was_ready = Signal()
+        came = Signal(branches)
+        stayed = Signal(branches)
+        hangs_on = Mux(was_ready, came, stayed)
         m.d.comb += [
             self.i.ready.eq(~self.valid | self.leave),
             self.branches.eq(hangs_on & ~self.resolved),
             self.squashed.eq((hangs_on & self.wrong).any()),
         ]
+        m.d.sync += [was_ready.eq(self.i.ready), came.eq(offered), stayed.eq(self.branches)]
         op = access.op
-        waits = ~((op == Op.LOAD) | (op == Op.STORE) | (op == Op.ATOMIC) | (op == Op.LDG))
-        must_wait = Signal()
-        # Whether an access has come is known late in a cycle. So flags are kept for both cases, and
-        # the choice is made in the next cycle.
-        was_ready = Signal(init=1)
-        m.d.sync += was_ready.eq(self.i.ready)
-        comes = self.i.valid & ~offered_squashed
+        hangs = (op == Op.LOAD) | (op == Op.STORE) | (op == Op.ATOMIC) | (op == Op.LDG)
+        may_hang = Signal()
+        one_place = Signal()
+        two_place = Signal()
+        comes = self.i.valid & ~was_squashed
         stays = self.valid & ~self.squashed
         flags = (
             (self.valid, comes, stays),
-            (self.certain, comes & ~offered.any(), stays & ~self.branches.any()),
-            (
-                self.speculative,
-                comes & offered.any() & ~waits,
-                stays & self.branches.any() & ~must_wait,
-            ),
-            (hangs_on, offered, self.branches),
+            (self.certain, ~offered.any(), ~self.branches.any()),
+            (two_place, self.two_free & ~(self.two & self.certain), self.two_free),
         )
-        for flag, if_ready, else_ in flags:
-            came = Signal(len(flag), name=f"{flag.name}_came")
-            stayed = Signal(len(flag), name=f"{flag.name}_stayed")
-            m.d.sync += [came.eq(if_ready), stayed.eq(else_)]
-            m.d.comb += flag.eq(Mux(was_ready, came, stayed))
-
-        # So it is with the place, of which there are two kinds.
-        came_one = Signal()
-        came_two = Signal()
-        stayed_place = Signal()
-        certain_comes = comes & ~offered.any()
-        m.d.sync += [
-            came_one.eq(certain_comes & self.one_free),
-            came_two.eq(certain_comes & self.two_free & ~(self.two & self.certain)),
-            stayed_place.eq(
-                stays & ~self.branches.any() & Mux(self.two, self.two_free, self.one_free)
-            ),
+        for flag, if_comes, if_stays in flags:
+            m.d.sync += flag.eq(Mux(self.i.ready, if_comes, if_stays))
+        m.d.sync += one_place.eq(self.one_free)
+        m.d.comb += [
+            self.goes.eq(self.certain & Mux(self.two, two_place, one_place)),
+            self.speculative.eq(~self.certain & may_hang),
         ]
-        m.d.comb += self.goes.eq(Mux(was_ready, Mux(self.two, came_two, came_one), stayed_place))
         with m.If(self.i.ready):
             m.d.sync += [
-                must_wait.eq(waits),
+                may_hang.eq(hangs),
                 self.two.eq(touches_two(access)),
                 self.tag_store.eq((op == Op.STG) | (op == Op.STGM)),
             ]

@@ -86,14 +86,18 @@ class TagCheck(wiring.Component):
 
         # First cycle. The codes come late, out of block RAM: they go through two LUTs, and what is
         # left to do is done in the second cycle. A difference of two bits is one in two pairs of
-        # bits, or in both bits of a pair. Granules that no check touches do not differ; this goes
-        # through the reset of the registers, which costs no LUT behind the memory.
+        # bits, or in both bits of a pair. What does not concern a lane goes through the reset of
+        # its registers, which costs no LUT behind the memory: granules that no check touches do
+        # not differ, and where tags are all ones without a look, all lanes hold that.
         refused = self.refusal != Refusal.NONE
         checks = (detail.kind == ProbeKind.CHECK) & ~refused
         loads = (detail.kind == ProbeKind.LOAD) & ~refused
+        decided = detail.kind == ProbeKind.NONE
+        ones = Signal()
         secret_checks = Signal()
         secret_loads = Signal()
         m.d.comb += [
+            ones.eq(self.valid & decided & detail.ones & (detail.outcome == Outcome.PASS)),
             secret_checks.eq(checks & ~self.secret_lost),
             secret_loads.eq(loads & ~self.secret_lost),
         ]
@@ -101,7 +105,8 @@ class TagCheck(wiring.Component):
         secret_pair = Signal(config.word_granules, reset_less=True)
         secret_damage = Signal(config.word_granules, reset_less=True)
         secret_odd = Signal(config.word_granules, reset_less=True)
-        secret_tags = Signal(config.word_bits, reset_less=True)
+        # An FPGA's register is initialised to what its reset makes of it.
+        secret_tags = Signal(config.word_bits, init=(1 << config.word_bits) - 1, reset_less=True)
         key = granule_code(detail.key)
         for n in granules:
             code = self.secret_codes.word_select(n, 8)
@@ -115,6 +120,8 @@ class TagCheck(wiring.Component):
             ]
             with m.If(~(detail.mask[n] & secret_checks)):
                 m.d.sync += [secret_pairs[n].eq(0), secret_pair[n].eq(0)]
+        with m.If(ones):
+            m.d.sync += secret_tags.eq(~0)
         m.d.comb += [
             self.secret_corrected.eq(secret_tags),
             self.secret_damaged.eq(secret_damage.any()),
@@ -127,43 +134,37 @@ class TagCheck(wiring.Component):
         s1_ticket = Signal(ticket_layout(config), reset_less=True)
         s1_mask = Signal(config.word_granules, reset_less=True)
         s1_write = Signal(reset_less=True)
-        s1_ones_single = Signal(reset_less=True)
-        s1_ones_all = Signal(reset_less=True)
         secret_reads = Signal(reset_less=True)
         secret_asynchronous = Signal(reset_less=True)
-        secret_tells_damage = Signal(reset_less=True)
-        secret_load_single = Signal(reset_less=True)
-        secret_load_all = Signal(reset_less=True)
+        secret_lenient = Signal(reset_less=True)  # tags count, and their damage alone is a fault
+        secret_single = Signal(reset_less=True)
+        secret_all = Signal(reset_less=True)
         known = data.StructLayout(
             {name: field.shape for name, field in finding_layout() if name != "tag"}
         )
         secret_given = Signal(known, reset_less=True)
         secret_known = Signal(known)
-        secret_fails = Signal()
-        ones = Signal()
-        with m.If(detail.kind == ProbeKind.NONE):
+        secret_distrusts = Signal()
+        secret_place = Signal()
+        fails = (detail.outcome != Outcome.PASS) & (detail.outcome != Outcome.ASYNC)
+        m.d.comb += secret_distrusts.eq(self.secret_lost & (checks | loads))
+        with m.If(decided):
             m.d.comb += [
+                secret_place.eq(fails),
                 secret_known.outcome.eq(detail.outcome),
-                secret_fails.eq(_names_place(detail.outcome)),
-                secret_known.wnr.eq(detail.write & secret_fails),
-                ones.eq(detail.ones & (detail.outcome == Outcome.PASS)),
+                secret_known.wnr.eq(fails & detail.write),
             ]
-        with m.Elif(refused):
+        with m.Else():
+            lost = Mux(refused | secret_distrusts, Outcome.UNCORRECTABLE, Outcome.PASS)
             aborted = self.refusal == Refusal.ABORT
             m.d.comb += [
-                secret_known.outcome.eq(
-                    Mux(aborted, Outcome.EXTERNAL_ABORT, Outcome.UNCORRECTABLE)
+                secret_place.eq(refused | secret_distrusts | loads),
+                secret_known.outcome.eq(Mux(aborted, Outcome.EXTERNAL_ABORT, lost)),
+                secret_known.wnr.eq(
+                    Mux(refused, detail.kind == ProbeKind.STORE, secret_distrusts & detail.write)
                 ),
-                secret_fails.eq(1),
-                secret_known.wnr.eq(detail.kind == ProbeKind.STORE),
             ]
-        with m.Elif(self.secret_lost & (checks | loads)):
-            m.d.comb += [
-                secret_known.outcome.eq(Outcome.UNCORRECTABLE),
-                secret_fails.eq(1),
-                secret_known.wnr.eq(detail.write & checks),
-            ]
-        with m.If(secret_fails | secret_loads):
+        with m.If(secret_place):
             m.d.comb += [
                 secret_known.index.eq(detail.start),
                 secret_known.exact.eq(~detail.ticket.second),
@@ -173,70 +174,65 @@ class TagCheck(wiring.Component):
             s1_ticket.eq(detail.ticket),
             s1_mask.eq(detail.mask),
             s1_write.eq(detail.write),
-            s1_ones_single.eq(ones & detail.single),
-            s1_ones_all.eq(ones & ~detail.single),
             secret_reads.eq(secret_checks | secret_loads),
             secret_asynchronous.eq(secret_checks & detail.asynchronous),
-            secret_tells_damage.eq((secret_checks & detail.asynchronous) | secret_loads),
-            secret_load_single.eq(secret_loads & detail.single),
-            secret_load_all.eq(secret_loads & ~detail.single),
+            secret_lenient.eq((secret_checks & detail.asynchronous) | secret_loads),
+            secret_single.eq((secret_loads | ones) & detail.single),
+            secret_all.eq((secret_loads | ones) & ~detail.single),
             secret_given.eq(secret_known),
         ]
 
         # Second cycle: which granule fails first. The access's own first byte is at fault if the
         # first granule of the mask fails.
         secret_failing = Signal(config.word_granules)
+        secret_fails = Signal()
         secret_damaged = Signal()
-        secret_index = Signal(4)
         m.d.comb += [
             secret_failing.eq(secret_pairs | secret_pair),
+            secret_fails.eq(secret_failing.any()),
             secret_damaged.eq((secret_damage & s1_mask).any()),
-            secret_index.eq(_first(secret_failing)),
         ]
-        begins = s1_mask & ~(s1_mask << 1)
-        secret_exact = (secret_failing & begins).any() & ~s1_ticket.second
+        begins = ~(s1_mask << 1)[: config.word_granules]
+        first_word = (~s1_ticket.second).replicate(config.word_granules)
+        masked = [
+            secret_tags.word_select(n, config.tag_bits) & s1_mask[n].replicate(config.tag_bits)
+            for n in granules
+        ]
         result_ticket = Signal(ticket_layout(config), reset_less=True)
         secret_finding = Signal(finding_layout(), reset_less=True)
         secret_result_tags = Signal(config.word_bits, reset_less=True)
+        given = Value.cast(secret_given.outcome)
         m.d.sync += [
             self.result_valid.eq(s1_valid),
             result_ticket.eq(s1_ticket),
-            secret_finding.outcome.eq(secret_given.outcome),
-            secret_finding.index.eq(secret_index | secret_given.index),
-            secret_finding.exact.eq(secret_exact | secret_given.exact),
-            secret_finding.wnr.eq((secret_failing.any() & s1_write) | secret_given.wnr),
+            # Bit by bit, for here it is short that nothing is given where tags count, and that a
+            # granule that is damaged fails: ASYNC, TAG_CHECK_FAULT, and both for UNCORRECTABLE.
+            Value.cast(secret_finding.outcome).eq(
+                Cat(
+                    Mux(secret_asynchronous, secret_fails & ~secret_damaged, given[0]),
+                    Mux(secret_lenient, secret_damaged, secret_fails | given[1]),
+                    (secret_reads & secret_damaged) | given[2],
+                )
+            ),
+            secret_finding.index.eq(_first(secret_failing) | secret_given.index),
+            secret_finding.exact.eq(
+                Cat(secret_failing & begins & first_word, secret_given.exact).any()
+            ),
+            secret_finding.wnr.eq((secret_fails & s1_write) | secret_given.wnr),
+            secret_finding.tag.eq(_any_of(masked)),
+            secret_result_tags.eq(secret_tags),
         ]
-        with m.If(secret_damaged & secret_reads):
-            m.d.sync += secret_finding.outcome.eq(Outcome.UNCORRECTABLE)
-        with m.Elif(secret_failing.any()):
-            m.d.sync += secret_finding.outcome.eq(
-                Mux(secret_asynchronous, Outcome.ASYNC, Outcome.TAG_CHECK_FAULT)
-            )
-        with m.If(secret_tells_damage & ~secret_damaged):
+        with m.If(secret_lenient & ~secret_damaged):
             m.d.sync += [
                 secret_finding.index.eq(0),
                 secret_finding.exact.eq(0),
                 secret_finding.wnr.eq(0),
             ]
-
-        # Tags that are loaded: one of the granules for LDG, all in their places for LDGM.
-        masked = [
-            secret_tags.word_select(n, config.tag_bits) & s1_mask[n].replicate(config.tag_bits)
-            for n in granules
-        ]
-        for bit in range(config.tag_bits):
-            m.d.sync += secret_finding.tag[bit].eq(
-                (Cat(tag[bit] for tag in masked).any() & secret_load_single) | s1_ones_single
-            )
-        for n in granules:
-            m.d.sync += secret_result_tags.word_select(n, config.tag_bits).eq(
-                (masked[n] & secret_load_all.replicate(config.tag_bits))
-                | (s1_mask[n] & s1_ones_all).replicate(config.tag_bits)
-            )
-        with m.If(secret_load_single & secret_damaged):
+        with m.If(~secret_single):
             m.d.sync += secret_finding.tag.eq(0)
-        with m.If(secret_load_all & secret_damaged):
-            m.d.sync += secret_result_tags.eq(0)
+        for n in granules:
+            with m.If(~(s1_mask[n] & secret_all)):
+                m.d.sync += secret_result_tags.word_select(n, config.tag_bits).eq(0)
         m.d.comb += [
             self.result.ticket.eq(result_ticket),
             self.result.secret_finding.eq(secret_finding),
@@ -251,9 +247,9 @@ def _two_of(flags: Value) -> Value:
     return (a & b) | (c & d) | ((a | b) & (c | d))
 
 
-def _names_place(outcome: Value) -> Value:
-    """Is an outcome reported with the address at which it was found?"""
-    return (outcome != Outcome.PASS) & (outcome != Outcome.ASYNC)
+def _any_of(words: list[Value]) -> Value:
+    """The OR of words, bit by bit."""
+    return Cat(Cat(bits).any() for bits in zip(*words, strict=True))
 
 
 def _first(flags: Value) -> Value:

@@ -68,7 +68,7 @@ class LateOnMismatch(Wrapper):
 
     Unit = TagCheck
     replaced = ("result_valid",)
-    differing = frozenset({"next:check.waited", "next:barrier.inside"})
+    differing = frozenset({"next:check.waited", "next:barrier.pair_done"})
 
     def change(self, m: Module) -> None:
         waited = Signal()

@@ -6,7 +6,7 @@ from amaranth.lib import stream
 from amaranth.lib.wiring import In, Out, Signature
 from emte.rtl.config import SMALL, TagConfig
 from emte.rtl.door import Door
-from emte.rtl.layouts import Op, request_layout
+from emte.rtl.layouts import Op, request_layout, resolve_signature
 from emte.sim.harness import simulate
 from unit_support import integer, plain, watched
 
@@ -27,7 +27,8 @@ def test_init():
             **{name: Out(1) for name in flags},
             "branches": Out(SMALL.branches),
             **{name: In(1) for name in ("one_free", "two_free", "leave")},
-            **{name: In(SMALL.branches) for name in ("resolving", "failing", "resolved", "wrong")},
+            "resolve": In(resolve_signature(SMALL)),
+            **{name: In(SMALL.branches) for name in ("resolved", "wrong")},
         }
     )
 
@@ -89,12 +90,12 @@ class Bench:
         """One cycle; returns the access that left, if one did. ``leave`` tells whether one that
         may leave does."""
         dut, ctx = self.dut, self.ctx
-        onehot = 1 << resolve[0] if resolve else 0
         ctx.set(dut.i.valid, self.offered is not None)
         if self.offered is not None:
             ctx.set(dut.i.payload.as_value(), self.payload)
-        ctx.set(dut.resolving, onehot)
-        ctx.set(dut.failing, onehot if resolve and resolve[1] else 0)
+        ctx.set(dut.resolve.valid, resolve is not None)
+        ctx.set(dut.resolve.branch, resolve[0] if resolve else 0)
+        ctx.set(dut.resolve.mispredicted, bool(resolve and resolve[1]))
         ctx.set(dut.resolved, 1 << self.last[0] if self.last else 0)
         ctx.set(dut.wrong, 1 << self.last[0] if self.last and self.last[1] else 0)
         ctx.set(dut.one_free, free[0])

@@ -61,14 +61,14 @@ BARRIER_LABELS = {
     "A in": {"access": {**BARRIER_A, "branches": 0b1}},
     "B in": {"access": {"id": 2}},
     "A on": {"access": BARRIER_A, "ticket": {"number": 0, "direct": 0}},
-    "B on": {"access": {"id": 2}, "ticket": {"number": 0, "direct": 1}},
+    "B on": {"access": {"id": 2}, "ticket": {"number": 1, "direct": 1}},
     "A": {"number": 0, "direct": 0},
-    "B": {"number": 0, "direct": 1},
+    "B": {"number": 1, "direct": 1},
     "A out": {
         "ticket": {"number": 0, "direct": 0},
         "secret_finding": {"outcome": Outcome.TAG_CHECK_FAULT, "exact": 1},
     },
-    "B out": {"ticket": {"number": 0, "direct": 1}},
+    "B out": {"ticket": {"number": 1, "direct": 1}},
     "A fault": {"id": 1, "outcome": Outcome.TAG_CHECK_FAULT, "far": 0x1008},
     "B pass": {"id": 2, "outcome": Outcome.PASS, "far": 0},
 }
