@@ -90,16 +90,16 @@ class TagCheck(wiring.Component):
         # its registers, which costs no LUT behind the memory: granules that no check touches do
         # not differ, and where tags are all ones without a look, all lanes hold that.
         refused = self.refusal != Refusal.NONE
-        checks = (detail.kind == ProbeKind.CHECK) & ~refused
-        loads = (detail.kind == ProbeKind.LOAD) & ~refused
         decided = detail.kind == ProbeKind.NONE
+        checks = detail.kind == ProbeKind.CHECK
+        loads = detail.kind == ProbeKind.LOAD
         ones = Signal()
         secret_checks = Signal()
         secret_loads = Signal()
         m.d.comb += [
             ones.eq(self.valid & decided & detail.ones & (detail.outcome == Outcome.PASS)),
-            secret_checks.eq(checks & ~self.secret_lost),
-            secret_loads.eq(loads & ~self.secret_lost),
+            secret_checks.eq(checks & ~(refused | self.secret_lost)),
+            secret_loads.eq(loads & ~(refused | self.secret_lost)),
         ]
         secret_pairs = Signal(config.word_granules, reset_less=True)
         secret_pair = Signal(config.word_granules, reset_less=True)
@@ -144,10 +144,8 @@ class TagCheck(wiring.Component):
         )
         secret_given = Signal(known, reset_less=True)
         secret_known = Signal(known)
-        secret_distrusts = Signal()
         secret_place = Signal()
         fails = (detail.outcome != Outcome.PASS) & (detail.outcome != Outcome.ASYNC)
-        m.d.comb += secret_distrusts.eq(self.secret_lost & (checks | loads))
         with m.If(decided):
             m.d.comb += [
                 secret_place.eq(fails),
@@ -155,13 +153,18 @@ class TagCheck(wiring.Component):
                 secret_known.wnr.eq(fails & detail.write),
             ]
         with m.Else():
-            lost = Mux(refused | secret_distrusts, Outcome.UNCORRECTABLE, Outcome.PASS)
+            secret_missing = refused | (self.secret_lost & (checks | loads))
+            uncorrectable = Mux(secret_missing, Outcome.UNCORRECTABLE, Outcome.PASS)
             aborted = self.refusal == Refusal.ABORT
             m.d.comb += [
-                secret_place.eq(refused | secret_distrusts | loads),
-                secret_known.outcome.eq(Mux(aborted, Outcome.EXTERNAL_ABORT, lost)),
+                secret_place.eq(secret_missing | loads),
+                secret_known.outcome.eq(Mux(aborted, Outcome.EXTERNAL_ABORT, uncorrectable)),
                 secret_known.wnr.eq(
-                    Mux(refused, detail.kind == ProbeKind.STORE, secret_distrusts & detail.write)
+                    Mux(
+                        refused,
+                        detail.kind == ProbeKind.STORE,
+                        self.secret_lost & checks & detail.write,
+                    )
                 ),
             ]
         with m.If(secret_place):
