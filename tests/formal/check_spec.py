@@ -1,83 +1,173 @@
-"""Formal spec of the tag check: it equals the reference for every access."""
+"""Formal spec of the tag check: it equals a reference for every tag word, two cycles later."""
 
-from amaranth.hdl import Assert, Assume, Cover, Module, Mux, Signal, Value
-from check_reference import CheckReference
-from emte.rtl.layouts import Outcome, finding_layout, result_layout, tag_word_layout
-from unit_spec import UnitSpec
+from functools import reduce
+from operator import or_
 
-OUTCOMES = (Outcome.PASS, Outcome.ASYNC, Outcome.TAG_CHECK_FAULT, Outcome.EXTERNAL_ABORT)
-"""All that the check can tell."""
+from amaranth.hdl import Assert, Assume, Cat, Const, Cover, Module, Mux, Signal, Value
+from emte.rtl.layouts import Outcome, ProbeKind, Refusal, detail_layout, finding_layout
+from unit_spec import UnitSpec, first_of
+
+__all__ = ["STEPS", "TagCheckSpec"]
+
+STEPS = 3
+"""Cycles of induction: what is shown follows from the inputs of the last two."""
+
+GRANULES = range(16)
+
+# Written from docs/units/codes.md: bit 4 + n of a code is the parity of the tag without bit n.
+CODES = [
+    tag | sum(((tag & ~(1 << n)).bit_count() & 1) << 4 + n for n in range(4)) for tag in range(16)
+]
 
 
 class TagCheckSpec(UnitSpec):
-    """A result is what the reference says of the access's words, however many there are.
+    """A result is what the reference says of the probe and the codes of two cycles before.
 
-    The check holds one word, which waits only if it is an access's last, for room in the register
-    of the result. Assumed is what the descriptions of the ports say of tag words, by the names that
-    ``CheckReference.documented`` gives it; all else is free.
+    The reference asks for each granule which of the 16 codes is no more than one bit away, and
+    counts bits to know it. Assumed is what the decoder promises of a detail: the granules of the
+    mask begin at ``start`` and have no gap, and LDG touches one.
     """
 
     def specify(self, m: Module) -> None:
         unit = self.unit
-        config = unit.config
-        word = Signal(tag_word_layout(config))  # while `busy`
-        busy = Signal()
-        result = Signal(result_layout(config))  # while `done`
-        done = Signal()
-        room = ~done | unit.o.ready
-        reference = CheckReference(m, word, busy & unit.i.ready)
+        detail = Signal(detail_layout(unit.config))
+        valid, refusal, lost = Signal(), Signal(Refusal), Signal()
+        codes = Signal(len(unit.secret_codes))
+        stages = ((unit.valid, unit.detail, unit.refusal, unit.secret_lost, unit.secret_codes),)
+        earlier = Signal(), Signal.like(detail), Signal(Refusal), Signal(), Signal.like(codes)
+        for target, source in zip(earlier, stages[0], strict=True):
+            m.d.sync += Value.cast(target).eq(Value.cast(source))
+        for target, source in zip((valid, detail, refusal, lost, codes), earlier, strict=True):
+            m.d.sync += Value.cast(target).eq(Value.cast(source))
 
-        # `word` is a copy of what was transferred, so this restricts the input and nothing else.
-        for text, condition in reference.documented.items():
-            m.d.comb += Assume(~busy | condition, text)
+        # Contract.
+        now = unit.detail
+        mask = now.mask
+        single = reduce(or_, (mask == 1 << n for n in GRANULES))
+        looks = (now.kind == ProbeKind.CHECK) | (now.kind == ProbeKind.LOAD)
+        m.d.comb += [
+            Assume(
+                ~looks | (now.start == first_of(*((mask[n], n) for n in GRANULES), default=0)),
+                "the first granule is where the access begins",
+            ),
+            Assume(~looks | mask.any(), "an access touches a granule"),
+            Assume((mask & (mask + (mask & -mask)))[:16] == 0, "granules without a gap"),
+            Assume(~now.single | single, "LDG touches one granule"),
+            Assume(now.kind.as_value() < 8, "a kind of probe"),
+            Assume(Value.cast(now.outcome) < 7, "an outcome"),
+            Assume(
+                (now.kind == ProbeKind.NONE) | (now.outcome == Outcome.PASS),
+                "only NONE has an outcome",
+            ),
+            Assume(Value.cast(unit.refusal) < 3, "a refusal"),
+            Assume(
+                (now.kind != ProbeKind.NONE) | (unit.refusal == Refusal.NONE),
+                "NONE is not refused",
+            ),
+            Assume((now.kind != ProbeKind.LOAD) | ~now.ticket.second, "a load has one tag word"),
+        ]
 
-        with m.If(unit.i.ready):
-            m.d.sync += [busy.eq(unit.i.valid), word.eq(unit.i.payload)]
-        with m.If(room):
-            m.d.sync += [
-                done.eq(busy & word.probe.last),
-                result.ticket.eq(word.probe.ticket),
-                *(
-                    Value.cast(result.secret_finding[name]).eq(getattr(reference, name))
-                    for name in finding_layout().members
+        # Each granule by itself.
+        tags, damaged, failing = [], [], []
+        for n in GRANULES:
+            code = codes.word_select(n, 8)
+            near = [_ones(code ^ Const(known, 8)) <= 1 for known in CODES]
+            tag = Signal(4, name=f"tag_{n}")
+            m.d.comb += tag.eq(
+                reduce(or_, (Mux(here, Const(t, 4), 0) for t, here in enumerate(near)))
+            )
+            tags.append(tag)
+            damaged.append(detail.mask[n] & ~Cat(near).any())
+            failing.append(detail.mask[n] & ~(Cat(near).any() & (tag == detail.key)))
+        any_damaged, any_failing = Cat(damaged).any(), Cat(failing).any()
+
+        # The finding.
+        check, load = detail.kind == ProbeKind.CHECK, detail.kind == ProbeKind.LOAD
+        decided = detail.kind == ProbeKind.NONE
+        told = (detail.outcome != Outcome.PASS) & (detail.outcome != Outcome.ASYNC)
+        refused = ~decided & (refusal != Refusal.NONE)
+        distrusted = ~refused & (check | load) & lost
+        looked = (check | load) & ~refused & ~distrusted
+        mismatch = looked & check & any_failing
+        fault = looked & any_damaged | (mismatch & ~detail.asynchronous)
+        outcome = first_of(
+            (decided, Value.cast(detail.outcome)),
+            (refused & (refusal == Refusal.ABORT), Outcome.EXTERNAL_ABORT),
+            (refused | distrusted | (looked & any_damaged), Outcome.UNCORRECTABLE),
+            (mismatch & detail.asynchronous, Outcome.ASYNC),
+            (mismatch, Outcome.TAG_CHECK_FAULT),
+            default=Outcome.PASS,
+        )
+        at_start = (decided & told) | refused | distrusted | (fault & load)
+        lowest = first_of(*((failing[n], n) for n in GRANULES), default=0)
+        first = first_of(*((detail.mask[n], n) for n in GRANULES), default=0)
+        expected = {
+            "outcome": outcome,
+            "index": first_of((at_start, detail.start), (fault, lowest), default=0),
+            "exact": ~detail.ticket.second & (at_start | (fault & (lowest == first))),
+            "wnr": first_of(
+                (decided, told & detail.write),
+                (refused, detail.kind == ProbeKind.STORE),
+                (distrusted | fault, check & detail.write),
+                default=0,
+            ),
+        }
+        ones = decided & detail.ones & (detail.outcome == Outcome.PASS)
+        loaded = looked & load & ~any_damaged
+        masked = Cat(Mux(detail.mask[n], Mux(ones, 0xF, tags[n]), 0)[:4] for n in GRANULES)
+        one = reduce(or_, (masked.word_select(n, 4) for n in GRANULES))
+
+        result = unit.result
+        told_fault = (outcome != Outcome.PASS) & (outcome != Outcome.ASYNC)
+        m.d.comb += Assert(
+            unit.result_valid == valid, "a result that is none, or none where there is one"
+        )
+        with m.If(valid):
+            m.d.comb += [
+                Assert(result.ticket == detail.ticket, "the ticket"),
+                # Behind a fault the tags of the finding mean nothing.
+                Assert(
+                    told_fault
+                    | (result.secret_finding.tag == Mux((ones | loaded) & detail.single, one, 0)),
+                    "the tag of LDG",
+                ),
+                Assert(
+                    told_fault
+                    | (result.secret_tags == Mux((ones | loaded) & ~detail.single, masked, 0)),
+                    "the tags of LDGM",
                 ),
             ]
-        m.d.comb += [
-            Assert(
-                unit.i.ready == (~busy | ~word.probe.last | room),
-                "a word waits without need, or is overwritten",
-            ),
-            Assert(unit.o.valid == done, "a result that is none, or none where there is one"),
-        ]
-        with m.If(unit.o.valid):
-            m.d.comb += Assert(unit.o.payload.ticket == result.ticket, "the ticket")
             for name in finding_layout().members:
-                found, expected = (
-                    Value.cast(payload.secret_finding[name]) for payload in (unit.o.payload, result)
-                )
-                m.d.comb += Assert(found == expected, f"the {name} of a result")
+                if name != "tag":
+                    m.d.comb += Assert(
+                        Value.cast(result.secret_finding[name]) == expected[name],
+                        f"the {name} of a result",
+                    )
 
-        # Each outcome comes, from each place in an access.
-        finding = unit.o.payload.secret_finding
-        fault = unit.o.valid & (finding.outcome == Outcome.TAG_CHECK_FAULT)
-        abort = unit.o.valid & (finding.outcome == Outcome.EXTERNAL_ABORT)
-        counted = Signal(2)  # words of the access whose result is next
-        with m.If(busy & unit.i.ready):
-            m.d.sync += counted.eq(Mux(word.probe.first, 1, counted + (counted != 3)))
-        mismatch_before = Signal()
-        with m.If(room):
-            m.d.sync += mismatch_before.eq(reference.before.mismatch.happened & ~word.probe.first)
-        for outcome in OUTCOMES:
+        found = result.secret_finding
+        for known in Outcome:
             m.d.comb += Cover(
-                unit.o.valid & (finding.outcome == outcome), f"{outcome.name} is the outcome"
+                unit.result_valid & ~decided & (found.outcome == known)
+                if known not in (Outcome.PERMISSION_FAULT, Outcome.ALIGNMENT_FAULT)
+                else unit.result_valid & (found.outcome == known),
+                f"{known.name} is the outcome",
             )
         m.d.comb += [
-            Cover(fault & finding.wnr, "a store fails"),
-            Cover(fault & finding.far[:4].any(), "the first granule fails"),
-            Cover(fault & (finding.far[:8] == 0xF0), "the last granule of a word fails"),
-            Cover(fault & (counted == 3) & ~mismatch_before, "the third word fails"),
-            Cover(fault & (counted == 3) & mismatch_before, "a word before the third fails"),
-            Cover(abort & mismatch_before, "an abort behind an asynchronous mismatch"),
-            Cover(abort & finding.wnr, "a tag store is aborted"),
-            Cover(unit.o.valid & finding.tags[60:].all(), "tags are loaded"),
+            Cover(valid & mismatch & (lowest == 15) & ~found.exact, "the last granule fails"),
+            Cover(valid & check & found.exact & fault, "the first granule fails"),
+            Cover(valid & detail.ticket.second & fault, "a second word fails"),
+            Cover(valid & loaded & result.secret_tags[60:].all(), "tags are loaded"),
+            Cover(
+                valid
+                & check
+                & (outcome == Outcome.PASS)
+                & (codes[:8] != CODES[9])
+                & (detail.key == 9)
+                & detail.mask[0],
+                "a flipped bit is borne",
+            ),
         ]
+
+
+def _ones(bits: Value) -> Value:
+    return reduce(lambda total, bit: total + bit, list(bits))

@@ -18,6 +18,8 @@ from access_spec import STEPS, AccessDecoderSpec
 from amaranth.lib import wiring
 from array_spec import BlockTagArray, HalvesSwapped, NeighbourWritten, TagArraySpec
 from barrier_spec import SpeculationBarrierSpec, barrier_config
+from check_spec import STEPS as CHECK_STEPS
+from check_spec import TagCheckSpec
 from confidentiality import CONTROLS, DESIGNS, PUBLISHED, problems, relate
 from emte.rtl import (
     AccessDecoder,
@@ -25,6 +27,7 @@ from emte.rtl import (
     Barrier,
     MissUnit,
     SpeculationBarrier,
+    TagCheck,
     TagConfig,
     TagGenerator,
     TagPipeline,
@@ -45,10 +48,16 @@ from miss_spec import MissUnitSpec
 from unit_spec import TINY, UnitSpec
 from variants import (
     LEAKS,
+    AbortIsRead,
     AbortOfFetchIsWrite,
     BlockByItsFirstByte,
     CanonicalByTagAlone,
+    DamageForgotten,
     LastByteForgotten,
+    LateOnMismatch,
+    LossForgotten,
+    NeighbourChecked,
+    SecondIsFirst,
     UncheckedUnbounded,
     WordRepeated,
     Wrapper,
@@ -438,6 +447,24 @@ PROPERTIES: tuple[Property, ...] = (
                 AbortOfFetchIsWrite: "the write of a word",
                 BlockByItsFirstByte: "the outcome of a word",
                 WordRepeated: "the word of a word",
+            },
+        ),
+    ),
+    Spec(
+        name="reference",
+        unit="TagCheck",
+        spec=lambda: TagCheckSpec(TagCheck(DEFAULT)),
+        steps=CHECK_STEPS,
+        cover_depth=6,
+        mutants=_mutants(
+            lambda unit: TagCheckSpec(unit(DEFAULT)),
+            {
+                SecondIsFirst: "the ticket",
+                AbortIsRead: "the wnr of a result",
+                DamageForgotten: "the outcome of a result",
+                LossForgotten: "the outcome of a result",
+                NeighbourChecked: "the outcome of a result",
+                LateOnMismatch: "a result that is none, or none where there is one",
             },
         ),
     ),

@@ -251,6 +251,56 @@ class WordRepeated(Wrapper):
             m.d.comb += self.word.eq(word)
 
 
+class SecondIsFirst(Wrapper):
+    """The first granule of a second word is taken for the first byte of the access."""
+
+    Unit = TagCheck
+
+    def change(self, m: Module) -> None:
+        m.d.comb += self.unit.detail.ticket.second.eq(0)
+
+
+class AbortIsRead(Wrapper):
+    """The abort of a tag store is reported as that of a read."""
+
+    Unit = TagCheck
+
+    def change(self, m: Module) -> None:
+        finding = self.result.secret_finding
+        with m.If(finding.outcome == Outcome.EXTERNAL_ABORT):
+            m.d.comb += finding.wnr.eq(0)
+
+
+class DamageForgotten(Wrapper):
+    """The last granule of a word is not asked whether it can be corrected."""
+
+    Unit = TagCheck
+
+    def change(self, m: Module) -> None:
+        with m.If(self.detail.kind == ProbeKind.LOAD):
+            m.d.comb += self.unit.secret_codes[120:].eq(0)
+
+
+class LossForgotten(Wrapper):
+    """That tags were lost does not keep a check from passing."""
+
+    Unit = TagCheck
+
+    def change(self, m: Module) -> None:
+        with m.If(self.detail.kind == ProbeKind.CHECK):
+            m.d.comb += self.unit.secret_lost.eq(0)
+
+
+class NeighbourChecked(Wrapper):
+    """A check of granule 3 alone looks at granule 2 as well."""
+
+    Unit = TagCheck
+
+    def change(self, m: Module) -> None:
+        with m.If(self.detail.mask == 1 << 3):
+            m.d.comb += self.unit.detail.mask.eq(0b1100)
+
+
 @contextmanager
 def pipeline_with(variant: type[Wrapper]) -> Iterator[None]:
     """Within the context a ``TagPipeline`` that is elaborated has ``variant`` in its place."""

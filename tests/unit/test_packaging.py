@@ -51,7 +51,7 @@ def test_module_has_unit_test(module):
     assert f"tests/unit/test_{module}.py" in tracked("tests")
 
 
-@pytest.mark.parametrize("module", [module for module in MODULES if module != "stream_util"])
+@pytest.mark.parametrize("module", MODULES)
 def test_module_has_page(module):
     assert f"docs/units/{module}.md" in tracked("docs")
 
