@@ -15,7 +15,7 @@ from emte.rtl import pipeline
 from emte.rtl.access import AccessDecoder
 from emte.rtl.barrier import SpeculationBarrier
 from emte.rtl.config import TagConfig
-from emte.rtl.layouts import Memory, Op, Outcome
+from emte.rtl.layouts import Memory, Op, Outcome, ProbeKind
 from emte.rtl.tag_cache import TagCache
 from emte.rtl.tag_check import TagCheck
 

@@ -241,7 +241,8 @@ class Bench:
             self.replayed = True
             self.words.append(changed(self.list[0], slot=self.now))
         if admitted_valid:
-            assert not (pause or replay)
+            assert not pause
+            assert not replay
             access = self._look_at_admitted(admitted)
             assert store == (access.op in (Op.STG, Op.STGM))
             if store:
@@ -264,7 +265,7 @@ class Bench:
             if self.replayed and word.ticket == self.list[0].ticket:
                 self.list.popleft()
                 self.replayed = False
-            elif self.list and self.list[-1].access is word.access or waits(word.access):
+            elif (self.list and self.list[-1].access is word.access) or waits(word.access):
                 # A second word does not overtake the first one, which shows nothing but makes the
                 # list longer.
                 self.list.append(word)
