@@ -109,8 +109,13 @@ class Point:
     """KiB of tags."""
     ways: int = DEFAULT.ways
     line: int = DEFAULT.line_bytes
-    mshrs: int = DEFAULT.mshrs
+    mshrs: int | None = None
+    """By default as in the DEFAULT preset, or as many as there are ways."""
     latency: int = DEFAULT_LATENCY
+
+    def __post_init__(self) -> None:
+        if self.mshrs is None:
+            object.__setattr__(self, "mshrs", min(DEFAULT.mshrs, self.ways))
 
     @property
     def config(self) -> TagConfig:
@@ -479,10 +484,15 @@ def cycles_of(source: Source, point: Point, operations: int) -> Cycles:
     )
 
 
+_HIT_CYCLES = 12
+"""From the transfer of an access that waits for nothing to its verdict."""
+
+
 def _under_misses(times: np.ndarray, latency: int) -> float | None:
     """Transfers per cycle while memory is waited for."""
     began = times["transferred"].astype(np.int64)
-    missed = times["answered"].astype(np.int64) - began > latency
+    # What the scrubber holds up is not mistaken for it.
+    missed = times["answered"].astype(np.int64) - began > latency + _HIT_CYCLES
     begins = began[missed & (began + latency <= began[-1])]
     if not len(begins):
         return None

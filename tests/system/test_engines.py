@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 from amaranth.hdl import Module
-from amaranth.lib import wiring
 from emte.rtl import DEFAULT, SMALL, Barrier, TagCheck, TagConfig
 from emte.sim import engines, ops, verilated
 from emte.sim.ops import Operation, Regime, Stream, StreamError
@@ -19,6 +18,7 @@ from emte.sim.traffic import Traffic, random_stream
 from emte.sim.transactions import Waves
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from variants import Wrapper
 
 VECTORS = Path(__file__).parent.parent / "data" / "vectors"
 TRACES = Path(ops.__file__).parent / "traces"
@@ -70,29 +70,22 @@ def test_pysim_writes_waveforms(tmp_path):
     assert "access__payload" in path.read_text()
 
 
-class Blind(TagCheck):
+class Blind(Wrapper):
     """Never sees a mismatch in the highest granule of a tag word."""
 
-    def elaborate(self, platform) -> Module:
-        m = Module()
-        m.submodules.healthy = healthy = TagCheck(self.config)
-        wiring.connect(m, wiring.flipped(self.o), healthy.o)
-        m.d.comb += [
-            healthy.i.payload.eq(self.i.payload),
-            healthy.i.payload.probe.mask[15].eq(0),
-            healthy.i.valid.eq(self.i.valid),
-            self.i.ready.eq(healthy.i.ready),
-        ]
-        return m
+    Unit = TagCheck
+
+    def change(self, m: Module) -> None:
+        m.d.comb += self.unit.detail.mask[15].eq(0)
 
 
-class Babbler(TagCheck):
-    """Has outcomes of accesses that nobody sent."""
+class Babbler(Wrapper):
+    """Has findings of accesses that nobody sent."""
 
-    def elaborate(self, platform) -> Module:
-        m = Module()
-        m.d.comb += self.o.valid.eq(1)
-        return m
+    Unit = TagCheck
+
+    def change(self, m: Module) -> None:
+        m.d.comb += [self.result_valid.eq(1), self.result.ticket.direct.eq(1)]
 
 
 def test_difference_names_the_line(monkeypatch):
@@ -115,14 +108,14 @@ def test_difference_names_the_line(monkeypatch):
 def test_failed_assertion_names_the_line(monkeypatch):
     stream = Stream("stream", [Operation("load", address=0, size=1, line=7)])
     monkeypatch.setattr("emte.rtl.pipeline.TagCheck", Babbler)
-    message = r"^stream:7: an outcome came back, and no access is inside \(cycle \d+\)$"
+    message = r"^stream:7: a finding does not come when it is announced \(cycle \d+\)$"
     with pytest.raises(engines.PipelineError, match=message):
         engines.run(stream, engine="pysim", config=SMALL)
 
 
 def test_failed_assertion_in_an_empty_stream(monkeypatch):
     monkeypatch.setattr("emte.rtl.pipeline.TagCheck", Babbler)
-    with pytest.raises(engines.PipelineError, match=r"^stream: an outcome came back, .* \d+\)$"):
+    with pytest.raises(engines.PipelineError, match=r"^stream: a finding does not come .* \d+\)$"):
         engines.run(Stream("stream", []), engine="pysim", config=SMALL)
 
 

@@ -516,11 +516,13 @@ def test_timing_hit(mismatch):
     assert len(bench.verdicts) == 4
 
 
-def test_timing_miss():
-    """A miss takes 40 cycles and the memory's latency more, if its victim is clean."""
+@pytest.mark.parametrize("ways", [1, 2, 4, 8])
+def test_timing_miss(ways):
+    """A miss adds 34 cycles, one for each way and MSHR, and the latency, if its victim is clean."""
     latency = 5
-    bench = Bench(latency=latency)
-    traffic = Traffic(SMALL)
+    config = TagConfig(sets=2, ways=ways, held=4)
+    bench = Bench(config, latency=latency)
+    traffic = Traffic(config)
     for n in range(2):
         traffic.access("load", MAP.start + 2048 * n, size=8)
 
@@ -529,7 +531,7 @@ def test_timing_miss():
             await bench.wait_until_idle()
             await bench.play([step])
         step, cycle = bench.verdicts[1]
-        assert cycle - step.sent == 12 + 40 + latency
+        assert cycle - step.sent == 12 + 34 + ways + config.mshrs + latency
 
     bench.run(scenario)
 

@@ -41,14 +41,14 @@ def test_usual_point_is_the_default_preset():
 def test_point_becomes_geometry():
     config = Point(size=16, ways=2, line=32).config
     assert (config.cache_bytes, config.ways, config.line_bytes) == (16 << 10, 2, 32)
-    assert config.sets == 256
+    assert (config.sets, config.mshrs) == (256, 2)
 
 
 def test_one_parameter_at_a_time():
     found, left_out = bench.points({})
     assert found[0] == Point()
     for name in ("size", "ways", "line", "latency"):
-        wanted = [replace(Point(), **{name: value}) for value in SWEEP[name]]
+        wanted = [Point(**{name: value}) for value in SWEEP[name]]
         assert [point for point in wanted if point not in found] == []
     assert len(found) + left_out == 1 + sum(
         getattr(Point(), name) != value for name, values in SWEEP.items() for value in values
