@@ -3,7 +3,7 @@
 from functools import reduce
 from operator import or_
 
-from amaranth.hdl import Assert, Assume, Cat, Const, Cover, Module, Mux, Signal, Value
+from amaranth.hdl import Assert, Assume, Cat, Cover, Module, Mux, Signal, Value
 from emte.rtl.layouts import Outcome, ProbeKind, Refusal, detail_layout, finding_layout
 from unit_spec import UnitSpec, first_of
 
@@ -23,9 +23,9 @@ CODES = [
 class TagCheckSpec(UnitSpec):
     """A result is what the reference says of the probe and the codes of two cycles before.
 
-    The reference asks for each granule which of the 16 codes is no more than one bit away, and
-    counts bits to know it. Assumed is what the decoder promises of a detail: the granules of the
-    mask begin at ``start`` and have no gap, and LDG touches one.
+    The reference has a table of which codes are no more than one bit away from that of a tag.
+    Assumed is what the decoder promises of a detail: the granules of the mask begin at ``start``
+    and have no gap, and LDG touches one.
     """
 
     def specify(self, m: Module) -> None:
@@ -70,15 +70,14 @@ class TagCheckSpec(UnitSpec):
         # Each granule by itself.
         tags, damaged, failing = [], [], []
         for n in GRANULES:
-            code = codes.word_select(n, 8)
-            near = [_ones(code ^ Const(known, 8)) <= 1 for known in CODES]
-            tag = Signal(4, name=f"tag_{n}")
-            m.d.comb += tag.eq(
-                reduce(or_, (Mux(here, Const(t, 4), 0) for t, here in enumerate(near)))
-            )
+            tag, known = Signal(4, name=f"tag_{n}"), Signal(name=f"known_{n}")
+            with m.Switch(codes.word_select(n, 8)):
+                for value, code in enumerate(CODES):
+                    with m.Case(code, *(code ^ 1 << bit for bit in range(8))):
+                        m.d.comb += [tag.eq(value), known.eq(1)]
             tags.append(tag)
-            damaged.append(detail.mask[n] & ~Cat(near).any())
-            failing.append(detail.mask[n] & ~(Cat(near).any() & (tag == detail.key)))
+            damaged.append(detail.mask[n] & ~known)
+            failing.append(detail.mask[n] & ~(known & (tag == detail.key)))
         any_damaged, any_failing = Cat(damaged).any(), Cat(failing).any()
 
         # The finding.
@@ -167,7 +166,3 @@ class TagCheckSpec(UnitSpec):
                 "a flipped bit is borne",
             ),
         ]
-
-
-def _ones(bits: Value) -> Value:
-    return reduce(lambda total, bit: total + bit, list(bits))

@@ -150,7 +150,7 @@ GOOD = {
     "id": "1.1",
     "text": "A rule.",
     "model": ["Model._irg"],
-    "rtl": ["access.AccessDecoder.half", "tag_cache.TagCache.SWEEP", "layouts.gcr_layout.rrnd"],
+    "rtl": ["access.AccessDecoder.half", "keeper.Keeper.SWEEP", "layouts.gcr_layout.rrnd"],
     "tests": ["tests/unit/test_x.py::test_x[1]", "tests/unit/test_x.py::test_x"],
 }
 COLLECTED = {"tests/unit/test_x.py::test_x[1]", "tests/unit/test_x.py::test_x"}
