@@ -10,7 +10,7 @@ from .layouts import detail_layout, ticket_layout
 __all__ = ["WaitingList"]
 
 UNDER_WAY = 8
-"""Probes between the door and the stage that puts them onto the list, and one more."""
+"""Probes that may come onto the list after it has told that it has no room; and one more."""
 
 
 class WaitingList(wiring.Component):
@@ -137,7 +137,8 @@ class WaitingList(wiring.Component):
             m.d.sync += [count.eq(count + 1), self.empty.eq(0)]
         with m.Elif(self.pop & ~self.push):
             m.d.sync += [count.eq(count - 1), self.empty.eq(count == 1)]
-        m.d.sync += self.room.eq(count <= config.waiting - UNDER_WAY)
+        # One place stays free, or else a full list would look like one that is all replayed.
+        m.d.sync += self.room.eq(count < config.waiting - UNDER_WAY)
 
         # Replays, from the head on, every second cycle: the next one begins when it is known
         # whether this one is void.
@@ -172,7 +173,7 @@ class WaitingList(wiring.Component):
             m.d.sync += [awake.eq(1), woken.eq(self.wake)]
 
         m.d.sync += [
-            Assert(~self.push | (count != config.waiting), "the waiting list overflows"),
+            Assert(~self.push | (count != config.waiting - 1), "the waiting list overflows"),
             Assert(~self.pop | (count != 0), "a probe leaves the waiting list, which is empty"),
             Assert(~(self.pop & self.fail)),
         ]

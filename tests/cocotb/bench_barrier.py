@@ -452,5 +452,8 @@ async def outcome_that_nobody_waits_for(dut: HierarchyObject) -> None:
     """Breaks the contract, so that an assertion of the barrier must end the simulation."""
     bench = BarrierBench(dut, 0)
     await bench.reset()
+    result = bench.result.random(bench.rng)
+    result["ticket"]["direct"] = 1
+    bench.inputs["result"].drive(bench.result.pack(result))
     bench.inputs["result_valid"].drive(1)
     await ClockCycles(dut.clk, 20)

@@ -61,7 +61,7 @@ def test_coverage_is_collected(seed):
 
 
 def test_failing_assertion_of_the_design_is_a_failure(seed):
-    message = re.escape("a finding came, and nothing is inside")
+    message = re.escape("a finding does not come when it is announced")
     with pytest.raises(SimulationFailed, match=message):
         simulate("barrier", "outcome_that_nobody_waits_for", seed, TRANSACTIONS)
 

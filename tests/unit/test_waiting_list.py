@@ -130,7 +130,7 @@ def test_sim_random(rng):
     pushed = []
 
     async def scenario(ctx, bench):
-        under_way = deque([None] * (UNDER_WAY - 1))
+        under_way = deque([None] * (UNDER_WAY - 2))
         for cycle in range(6000):
             if cycle % 100 == 0:
                 rate, arrival = rng.choice((0.05, 0.4, 1)), rng.choice((0.02, 0.2, 0.9))
@@ -195,6 +195,26 @@ def test_sim_wake_of_an_empty_list_is_forgotten(rng):
         assert not bench.replays
 
     play(scenario, rng)
+
+
+def test_sim_as_many_as_may_come(rng):
+    """All that the door let in while the list slept leave it once it is woken."""
+    pushed = []
+
+    async def scenario(ctx, bench):
+        under_way = deque([None] * (UNDER_WAY - 2))
+        await bench.cycle(ctx)
+        await bench.cycle(ctx)
+        for number in range(40):
+            probe = Waiting(number, number, found=True) if ctx.get(bench.dut.room) else None
+            pushed.extend([probe] if probe else [])
+            under_way.append(probe)
+            await bench.cycle(ctx, under_way.popleft())
+        for _ in range(80):
+            await bench.cycle(ctx, wake=1)
+
+    assert play(scenario, rng).left == pushed
+    assert len(pushed) == SMALL.waiting - 1
 
 
 def test_sim_hold_costs_no_probe(rng):
