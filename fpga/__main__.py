@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
-from emte.rtl import PRESETS, Barrier, TagConfig, TagPipeline
+from emte.rtl import PRESETS, Arrays, Barrier, TagConfig, TagPipeline
 
 from .boards import BOARDS, DEFAULT_BOARD, BoardsMissing
 from .build import BuildRefused, build
@@ -64,6 +64,13 @@ def _parser() -> argparse.ArgumentParser:
         default=["ecp5"],
         help="one or more (default: ecp5)",
     )
+    command.add_argument(
+        "--size",
+        type=int,
+        nargs="+",
+        metavar="KIB",
+        help="KiB of tags, by the number of sets; one or more (default: as in the preset)",
+    )
     command.add_argument("--barrier", choices=_BARRIERS, default="oblivious")
     command.add_argument("--speed", type=int, choices=CLOCK_LIMITS, default=6, help="speed grade")
     command.add_argument(
@@ -77,8 +84,21 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _config(preset: str, barrier: str) -> TagConfig:
-    return replace(PRESETS[preset], barrier=Barrier(barrier))
+class _BadSize(Exception):
+    """The pipeline cannot be built with so many tags."""
+
+
+def _config(preset: str, barrier: str, size: int | None = None) -> TagConfig:
+    config = replace(PRESETS[preset], barrier=Barrier(barrier), arrays=Arrays.ECP5)
+    if size is None:
+        return config
+    sets, rest = divmod(size << 10, config.ways * config.line_bytes)
+    try:
+        if rest:
+            raise ValueError(f"its ways are of {config.ways * config.line_bytes} bytes")
+        return replace(config, sets=sets)
+    except ValueError as error:
+        raise _BadSize(f"--size {size}, preset {preset}: {error}") from None
 
 
 def _list() -> None:
@@ -107,6 +127,11 @@ def _build(arguments: argparse.Namespace) -> None:
 
 def _report(arguments: argparse.Namespace) -> None:
     out: Path = arguments.out
+    configs: dict[str, TagConfig] = {}
+    for preset in arguments.preset:
+        for size in arguments.size or [None]:
+            name = preset if size is None else f"{preset}-{size}k"
+            configs[name] = _config(preset, arguments.barrier, size)
     # A file that cannot be written is refused before the tools run for minutes.
     if out.is_dir():
         raise IsADirectoryError(21, os.strerror(21), str(out))
@@ -115,16 +140,16 @@ def _report(arguments: argparse.Namespace) -> None:
     try:
         with unfinished.open("w") as file:
             figures = {}
-            for preset in dict.fromkeys(arguments.preset):
-                figures[preset] = measure(
-                    TagPipeline(_config(preset, arguments.barrier)),
-                    folder=out.with_suffix("") / preset,
+            for name, config in configs.items():
+                figures[name] = measure(
+                    TagPipeline(config),
+                    folder=out.with_suffix("") / name,
                     speed=arguments.speed,
                     seeds=arguments.seeds,
                     say=_say,
                 )
-                print(f"{preset}, barrier {arguments.barrier}")
-                print(table(figures[preset]), flush=True)
+                print(f"{name}, barrier {arguments.barrier}")
+                print(table(figures[name]), flush=True)
             json.dump(figures, file, indent=2)
             file.write("\n")
         unfinished.replace(out)
@@ -149,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ToolFailed as error:
         _say(f"emte.fpga: {error}")
         return 1
-    except (BoardsMissing, BuildRefused, ToolMissing) as error:
+    except (BoardsMissing, BuildRefused, ToolMissing, _BadSize) as error:
         _say(f"emte.fpga: {error}")
         return 2
     except OSError as error:

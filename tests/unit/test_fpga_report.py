@@ -301,6 +301,23 @@ def test_report(played_tools, tmp_path, capsys):
     assert "chformal -remove" in netlist.read_text()
 
 
+def test_report_of_sizes(played_tools, tmp_path, capsys):
+    out = tmp_path / "report.json"
+    assert main(["report", "--preset", "small", "--size", "1", "2", "--out", str(out)]) == 0
+    assert list(json.loads(out.read_text())) == ["small-1k", "small-2k"]
+    printed = capsys.readouterr().out
+    assert "small-1k, barrier oblivious" in printed
+    netlist = (out.with_suffix("") / "small-2k" / "top.il").read_text()
+    assert r"\DP16KD" in netlist, "memories are block RAM"
+
+
+def test_size_that_cannot_be(capsys, tmp_path):
+    out = tmp_path / "report.json"
+    assert main(["report", "--preset", "small", "--size", "3", "--out", str(out)]) == 2
+    assert one_line(capsys).startswith("emte.fpga: --size 3, preset small: sets must be a power")
+    assert not out.exists()
+
+
 def test_report_of_a_failing_tool(played_tools, tmp_path, monkeypatch, capsys):
     nextpnr = script(tmp_path, "nextpnr", NEXTPNR.replace("BAD_SEED", "2"))
     monkeypatch.setenv("NEXTPNR_ECP5", str(nextpnr))
