@@ -44,7 +44,7 @@ class Keeper(wiring.Component):
     close : ``Out(1)``
         The door stays shut, and nothing is replayed.
     quiet : ``In(1)``
-        No probe is in a stage that uses the arrays.
+        No probe was in a stage that uses the arrays, one cycle ago.
     owns : ``Out(1)``
         ``set`` and ``index`` address the arrays; a register.
     set : ``Out(config.set_bits)``, index : ``Out(config.index_bits)``
@@ -52,7 +52,7 @@ class Keeper(wiring.Component):
     entries : ``In(code words, for each way)``
         Two cycles after ``set``.
     dirty : ``In(config.ways)``
-        Dirty bits of ``set``, in the same cycle.
+        Dirty bits of ``set``, one cycle later.
     tree_victim : ``In(config.way_bits)``
         The way at which ``tree`` points.
     enter : ``Out(config.ways)``
@@ -205,7 +205,11 @@ class Keeper(wiring.Component):
         drop = Signal()  # and they leave the cache
         act = Signal()
         way_dirty = Signal()
-        m.d.sync += way_dirty.eq(self.dirty.bit_select(way, 1))
+        victim = Signal(config.way_bits)
+        m.d.sync += [
+            way_dirty.eq(self.dirty.bit_select(way, 1)),
+            victim.eq(self.tree_victim),
+        ]
 
         # The line that is written back; or zeroed, by the initialiser.
         zeroing = Signal()
@@ -287,7 +291,11 @@ class Keeper(wiring.Component):
                     m.next = "CLOSE"
 
             with m.State("CLOSE"):
-                # The door was open in the last cycle; what came through is seen in this one.
+                # The door was open in the last cycle; what came through is seen in this one, and
+                # `quiet` tells of it in the next.
+                m.next = "CLOSE_2"
+
+            with m.State("CLOSE_2"):
                 m.next = "WAIT"
 
             with m.State("WAIT"):
@@ -374,7 +382,7 @@ class Keeper(wiring.Component):
 
             with m.State("CHOOSE"):
                 m.d.sync += [
-                    way.eq(_choice(self.tree_victim, ~scanned_valid, self.busy_ways)),
+                    way.eq(_choice(victim, ~scanned_valid, self.busy_ways)),
                     step.eq(0),
                 ]
                 m.next = "VICTIM"

@@ -80,7 +80,8 @@ class TagCache(wiring.Component):
     detail : ``In(detail_layout(config))``
         What it wants; one cycle later.
     pause : ``Out(1)``
-        The door admits nothing in this cycle, so that in the next but one no word comes.
+        The door admits nothing in this cycle, so that in the next but one no word comes. A
+        register.
     store_ready, store_slot, store, secret_store_tags
         The store buffer, see :class:`StoreBuffer`: tags come with the admission of a tag store.
     room : ``In(1)``
@@ -119,7 +120,7 @@ class TagCache(wiring.Component):
             "word": In(config.word_address_bits),
             "again": In(1),
             "detail": In(detail_layout(config)),
-            "pause": Out(1),
+            "pause": Out(1, init=1),
             "store_ready": Out(1),
             "store_slot": Out(config.store_bits),
             "store": In(1),
@@ -403,8 +404,10 @@ class TagCache(wiring.Component):
         state_write = state.write_port()
         tree, dirty = state_read.data.tree, state_read.data.dirty
         used_ways = Mux(keeper.owns, keeper.enter, c4_hits)
+        state_set = Signal(config.set_bits)  # the keeper's, one cycle late, or that of c4
+        m.d.sync += state_set.eq(Mux(keeper.owns, keeper.set, c3_word[line_at:tag_at]))
         m.d.comb += [
-            state_read.addr.eq(Mux(keeper.owns, keeper.set, c4_word[line_at:tag_at])),
+            state_read.addr.eq(state_set),
             state_write.addr.eq(state_read.addr),
             state_write.en.eq(c4_used | keeper.enter.any()),
             state_write.data.tree.eq(tree),
@@ -464,28 +467,43 @@ class TagCache(wiring.Component):
         with m.Elif(waiting.empty & ~c4_waits):
             m.d.sync += closed.eq(0)
 
-        # An MSHR lives until the last probe that waits for it has left the list. The probe behind
+        # An MSHR lives until the last probe that waits for it has left the list. The probes behind
         # that one may have come to wait for it anew: then it lives on. Those behind see by their
-        # neighbour that they must wait.
+        # neighbours that they must wait.
+        c5_place = Signal(config.waiting_bits)
         c4_place = Signal(config.waiting_bits)
         c3_place = Signal(config.waiting_bits)
         c2_place = Signal(config.waiting_bits)
-        m.d.sync += [c2_place.eq(c1_place), c3_place.eq(c2_place), c4_place.eq(c3_place)]
+        c5_tail = Signal(config.waiting_bits)
+        c5_pops = Signal()
         renews = Signal(config.mshrs)
         renewed = Signal(config.mshrs)
-        m.d.sync += [dead.eq(dying), renewed.eq(renews)]
+        renewed_before = Signal(config.mshrs)
+        replaced = Signal(config.mshrs)  # a probe on the list has taken a new MSHR
+        m.d.comb += renews.eq(waits_for & (c4_waits & ~closed).replicate(config.mshrs))
+        m.d.sync += [
+            c2_place.eq(c1_place),
+            c3_place.eq(c2_place),
+            c4_place.eq(c3_place),
+            c5_place.eq(c4_place),
+            c5_tail.eq(waiting.tail),
+            c5_pops.eq(c4_pops),
+            replaced.eq(new_mshr & (allocates & c4_replay).replicate(config.mshrs)),
+            renewed.eq(renews),
+            renewed_before.eq(renewed),
+            dead.eq(dying),
+        ]
         for number in range(config.mshrs):
             last = Signal(config.waiting_bits, name=f"last_{number}")
-            m.d.comb += renews[number].eq(waits_for[number] & c4_waits & ~closed)
-            with m.If(renews[number]):
-                m.d.sync += last.eq(waiting.tail)
-            with m.Elif(allocates & c4_replay & new_mshr[number]):
-                m.d.sync += last.eq(c4_place)
+            with m.If(renewed[number]):
+                m.d.sync += last.eq(c5_tail)
+            with m.Elif(replaced[number]):
+                m.d.sync += last.eq(c5_place)
             m.d.sync += dying[number].eq(
-                c4_pops & miss.filled[number] & miss.valid[number] & (last == c4_place)
+                c5_pops & miss.filled[number] & miss.valid[number] & (last == c5_place)
             )
         wake = Signal()
-        m.d.comb += miss.free.eq(dead & ~renewed)
+        m.d.comb += miss.free.eq(dead & ~renewed & ~renewed_before)
         m.d.sync += wake.eq(
             miss.arrived
             | miss.free.any()
@@ -552,6 +570,7 @@ class TagCache(wiring.Component):
 
         # The keeper's side of the arrays and of the miss unit.
         quiet = Signal()
+        m.d.sync += [keeper.quiet.eq(quiet), keeper.calm.eq(quiet & ~waiting.replay)]
         m.d.comb += [
             quiet.eq(
                 ~(
@@ -564,8 +583,6 @@ class TagCache(wiring.Component):
                     | c4_any
                 )
             ),
-            keeper.quiet.eq(quiet),
-            keeper.calm.eq(quiet & ~waiting.replay),
             keeper.entries.eq(array.entries),
             array.directory_write.eq(keeper.enter),
             array.directory_write_set.eq(keeper.set),
@@ -602,9 +619,9 @@ class TagCache(wiring.Component):
             with m.If(~self.secret_corrections.all()):
                 m.d.sync += self.secret_corrections.eq(self.secret_corrections + 1)
 
+        # What follows on a closed list would have to wait there: rather at the door.
+        m.d.sync += self.pause.eq(keeper.close | waiting.replays | ~waiting.room | closed)
         m.d.comb += [
-            # What follows on a closed list would have to wait there: rather at the door.
-            self.pause.eq(keeper.close | waiting.replay | ~waiting.room | closed),
             self.storage_error.eq(miss.storage_error),
             self.ready.eq(keeper.ready),
             self.busy.eq(~keeper.ready | ~miss.idle | keeper.close),

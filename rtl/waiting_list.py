@@ -9,7 +9,7 @@ from .layouts import detail_layout, ticket_layout
 
 __all__ = ["WaitingList"]
 
-UNDER_WAY = 8
+UNDER_WAY = 9
 """Probes that may come onto the list after it has told that it has no room; and one more."""
 
 
@@ -28,8 +28,9 @@ class WaitingList(wiring.Component):
         The live replay of the head has found its line, or must wait on.
     wake : ``In(1)``
         A replay may succeed now.
-    replay : ``Out(1)``
-        A replay may begin in this cycle, so the door must be shut; a register.
+    replays : ``Out(1)``, replay : ``Out(1)``
+        A replay may begin in the next cycle, or in this one, so the door must be shut. The latter
+        is a register.
     hold : ``In(1)``
         It does not.
     word_valid, word, place, epoch : ``Out``
@@ -56,6 +57,7 @@ class WaitingList(wiring.Component):
     fail: Signal
     wake: Signal
     hold: Signal
+    replays: Signal
     replay: Signal
     word_valid: Signal
     word: Signal
@@ -80,6 +82,7 @@ class WaitingList(wiring.Component):
                 "fail": In(1),
                 "wake": In(1),
                 "hold": In(1),
+                "replays": Out(1),
                 "replay": Out(1),
                 "word_valid": Out(1),
                 "word": Out(config.word_address_bits),
@@ -151,10 +154,11 @@ class WaitingList(wiring.Component):
             left.eq(issue != self.tail),
             goes.eq(self.replay & ~self.hold),
             words_read.addr.eq(issue),
+            # Planned a cycle ahead, so that the door hears of it early.
+            self.replays.eq(awake & left & ~self.replay & ~self.fail),
         ]
         m.d.sync += [
-            # Planned a cycle ahead, so that the door hears of it early.
-            self.replay.eq(awake & left & ~self.replay & ~self.fail),
+            self.replay.eq(self.replays),
             self.word_valid.eq(goes),
             self.word.eq(words_read.data),
             self.place.eq(issue),

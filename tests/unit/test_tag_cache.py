@@ -283,7 +283,7 @@ def test_init():
         "word": In(32),
         "again": In(1),
         "detail": In(detail_layout(ECP5)),
-        "pause": Out(1),
+        "pause": Out(1, init=1),
         "store_ready": Out(1),
         "store_slot": Out(4),
         "store": In(1),

@@ -28,6 +28,7 @@ def test_init():
             "fail": In(1),
             "wake": In(1),
             "hold": In(1),
+            "replays": Out(1),
             "replay": Out(1),
             "word_valid": Out(1),
             "word": Out(32),
