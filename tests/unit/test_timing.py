@@ -34,7 +34,10 @@ from emte.rtl import (
     TagPipeline,
     VerdictQueue,
 )
+from emte.rtl.keeper import Keeper
 from emte.rtl.layouts import ProbeKind
+from emte.rtl.store_buffer import StoreBuffer
+from emte.rtl.waiting_list import WaitingList
 from emte.sim.harness import simulate
 
 PAGES = Path(__file__).parents[2] / "docs" / "units"
@@ -87,8 +90,21 @@ CACHE_INPUTS = {
     "storage_base": 1 << 40,
     "storage_bytes": 1 << 35,
     "storage_zeroed": 1,
-    "tag_word.ready": 1,
+    "room": 1,
 }
+# Bit 4 + n of a code is the parity of its tag without bit n; see docs/units/codes.md.
+CACHE_LABELS = {
+    "A": {"ticket": {"number": 1, "direct": 1}, "kind": ProbeKind.CHECK, "mask": 0b01},
+    "B": {"ticket": {"number": 2, "direct": 1}, "kind": ProbeKind.STORE, "mask": 0b10},
+    "C": {"ticket": {"number": 3, "direct": 1}, "kind": ProbeKind.CHECK, "mask": 0b11},
+    "line 2": (1 << 40) + 2 * TINY.line_bytes,
+    "7654": 0x87_66_55_B4,
+    "7694": 0x87_66_99_B4,
+}
+REGIME = {"tbi": 0b11, "ata": 0b11, "tcf": [CheckMode.SYNC, CheckMode.SYNC]}
+CHECKED = {"outcome": Outcome.PASS, "index": 0, "exact": 0, "wnr": 0}
+ENTRY_OF_LINE_5 = 0xE50000002
+"""Its tag is 2, for it is in set 1; with a valid bit and six check bits."""
 PIPELINE_INPUTS = {
     **{f"control.{name}": value for name, value in CONTROL.items()},
     "verdict.ready": 1,
@@ -155,7 +171,7 @@ SCENES = {
     ),
     "access_probes": Scene(
         unit=lambda: AccessDecoder(SMALL),
-        inputs={"probe.ready": 1, "unchecked.ready": 1},
+        inputs={"map": {"memory_bytes": 1 << 40, "storage_base": 1 << 40}},
         labels={
             "A": {
                 "access": {
@@ -165,7 +181,9 @@ SCENES = {
                     "bytes": 24,
                     "memory": Memory.TAGGED,
                 },
-                "control": CONTROL,
+                "regime": REGIME,
+                "ticket": {"number": 4},
+                "two": 1,
             },
             "B": {
                 "access": {
@@ -175,52 +193,62 @@ SCENES = {
                     "memory": Memory.TAGGED,
                     "tco": 1,
                 },
-                "control": CONTROL,
-                "ticket": {"id": 2},
+                "regime": REGIME,
+                "ticket": {"number": 2, "direct": 1},
             },
-            "A0": {
+            "A0": 0x10,
+            "A1": 0x11,
+            "B word": 0x20,
+            "A0 check": {
+                "ticket": {"number": 4, "second": 0},
                 "kind": ProbeKind.CHECK,
-                "word": 0x10,
                 "mask": 0x8000,
-                "address": 7 << 56 | 0x10F8,
+                "start": 15,
+                "key": 7,
                 "write": 1,
-                "first": 1,
-                "last": 0,
             },
-            "A1": {
+            "A1 check": {
+                "ticket": {"number": 4, "second": 1},
                 "kind": ProbeKind.CHECK,
-                "word": 0x11,
                 "mask": 0x0001,
-                "address": 7 << 56 | 0x1100,
+                "start": 0,
+                "key": 7,
                 "write": 1,
-                "first": 0,
-                "last": 1,
             },
-            "B pass": {"ticket": {"id": 2}, "secret_finding": {"outcome": Outcome.PASS}},
+            "B pass": {
+                "ticket": {"number": 2, "direct": 1},
+                "kind": ProbeKind.NONE,
+                "outcome": Outcome.PASS,
+            },
         },
     ),
     "tag_cache_miss": Scene(
         unit=lambda: TagCache(TINY),
         inputs=CACHE_INPUTS,
-        wait=TINY.sets,
-        labels={
-            "A": {"kind": ProbeKind.CHECK, "word": 5, "mask": 0x0001},
-            "A tags": {"probe": {"word": 5}, "secret_word": 0x7654, "abort": 0},
-            "line 2": (1 << 40) + 2 * TINY.line_bytes,
-        },
+        wait=TINY.sets + 4,
+        labels=CACHE_LABELS,
     ),
     "tag_cache_hit": Scene(
         unit=lambda: TagCache(TINY),
         inputs=CACHE_INPUTS,
         after="tag_cache_miss",
+        labels=CACHE_LABELS,
+    ),
+    "waiting_list_replay": Scene(
+        unit=lambda: WaitingList(SMALL),
         labels={
-            "A": {"kind": ProbeKind.CHECK, "word": 5, "mask": 0x0001},
-            "B": {"kind": ProbeKind.STORE, "word": 5, "mask": 0x0002, "secret_tags": 0x90},
-            "C": {"kind": ProbeKind.CHECK, "word": 5, "mask": 0x0003},
-            "A tags": {"probe": {"kind": ProbeKind.CHECK}, "secret_word": 0x7654},
-            "B done": {"probe": {"kind": ProbeKind.STORE}, "abort": 0},
-            "C tags": {"probe": {"mask": 0x0003}, "secret_word": 0x7694},
+            "A": {"ticket": {"number": 1}},
+            "B": {"ticket": {"number": 2}},
+            "of A": {"number": 1},
+            "of B": {"number": 2},
         },
+    ),
+    "store_buffer_ring": Scene(unit=lambda: StoreBuffer(SMALL), wait=2),
+    "keeper_entry": Scene(
+        unit=lambda: Keeper(SMALL),
+        inputs={"storage_zeroed": 1, "evict_ready": 1, "writes_idle": 1},
+        wait=SMALL.sets + 6,
+        labels={"way 0": 0b01, "line 5": ENTRY_OF_LINE_5},
     ),
     "tag_array_write": Scene(
         unit=lambda: TagArray(SMALL),
@@ -246,50 +274,29 @@ SCENES = {
     ),
     "tag_check_words": Scene(
         unit=lambda: TagCheck(SMALL),
-        inputs={"o.ready": 1},
         labels={
-            "A0": {
-                "probe": {
-                    "ticket": {"id": 1},
-                    "mask": 0x8000,
-                    "address": 7 << 56 | 0x10F8,
-                    "write": 1,
-                    "first": 1,
-                },
-                "secret_word": 7 << 60,
-            },
+            "A0": {"ticket": {"number": 1}, "mask": 0x8000, "start": 15, "key": 7, "write": 1},
             "A1": {
-                "probe": {
-                    "ticket": {"id": 1},
-                    "mask": 0x0001,
-                    "address": 7 << 56 | 0x1100,
-                    "write": 1,
-                    "last": 1,
-                },
-                "secret_word": 0x3,
+                "ticket": {"number": 1, "second": 1},
+                "mask": 0x0001,
+                "key": 7,
+                "write": 1,
             },
-            "B": {
-                "probe": {
-                    "ticket": {"id": 2},
-                    "mask": 0x0004,
-                    "address": 7 << 56 | 0x2020,
-                    "first": 1,
-                    "last": 1,
-                },
-                "secret_word": 0x700,
-            },
-            "A fault": {
-                "ticket": {"id": 1},
+            "B": {"ticket": {"number": 2, "direct": 1}, "mask": 0x0004, "start": 2, "key": 7},
+            "7": 0x87 << 8 * 15,
+            "3": 0x33,
+            "7 flipped": (0x87 ^ 0x10) << 8 * 2,
+            "A0 pass": {"ticket": {"number": 1, "second": 0}, "secret_finding": CHECKED},
+            "A1 fault": {
+                "ticket": {"number": 1, "second": 1},
                 "secret_finding": {
                     "outcome": Outcome.TAG_CHECK_FAULT,
-                    "far": 7 << 56 | 0x1100,
+                    "index": 0,
+                    "exact": 0,
                     "wnr": 1,
                 },
             },
-            "B pass": {
-                "ticket": {"id": 2},
-                "secret_finding": {"outcome": Outcome.PASS, "far": 0, "wnr": 0},
-            },
+            "B pass": {"ticket": {"number": 2, "direct": 1}, "secret_finding": CHECKED},
         },
     ),
     "tag_generator_irg": Scene(
@@ -307,7 +314,7 @@ SCENES = {
     "pipeline_miss": Scene(
         unit=lambda: TagPipeline(TINY),
         inputs=PIPELINE_INPUTS,
-        wait=TINY.sets,
+        wait=TINY.sets + 6,
         labels=PIPELINE_LABELS,
     ),
     "pipeline_hit": Scene(
