@@ -9,7 +9,7 @@ from unit_spec import UnitSpec, first_of
 
 __all__ = ["STEPS", "TagCheckSpec"]
 
-STEPS = 3
+STEPS = 2
 """Cycles of induction: what is shown follows from the inputs of the last two."""
 
 GRANULES = range(16)
@@ -70,11 +70,12 @@ class TagCheckSpec(UnitSpec):
         # Each granule by itself.
         tags, damaged, failing = [], [], []
         for n in GRANULES:
-            tag, known = Signal(4, name=f"tag_{n}"), Signal(name=f"known_{n}")
+            entry = Signal(5, name=f"entry_{n}")
+            tag, known = entry[:4], entry[4]
             with m.Switch(codes.word_select(n, 8)):
                 for value, code in enumerate(CODES):
                     with m.Case(code, *(code ^ 1 << bit for bit in range(8))):
-                        m.d.comb += [tag.eq(value), known.eq(1)]
+                        m.d.comb += entry.eq(1 << 4 | value)
             tags.append(tag)
             damaged.append(detail.mask[n] & ~known)
             failing.append(detail.mask[n] & ~(known & (tag == detail.key)))

@@ -197,9 +197,9 @@ def decide(
 def induct(lowered: Lowered, *, steps: int, only: str = "", seconds: int = 60) -> None:
     """Prove every assertion whose name contains ``only`` for all time.
 
-    The unit is in any state, and no assertion fails for ``steps`` cycles: then those that are
-    selected hold in the next cycle. And they hold in the first ``steps`` cycles. For those that
-    need fewer cycles fewer are taken. The ones that are not selected must be proved, too.
+    The unit is in any state, and none of these fails for ``steps`` cycles: then they hold in the
+    next cycle. And they hold in the first ``steps`` cycles. For those that need fewer cycles fewer
+    are taken.
 
     Raises
     ------
@@ -216,7 +216,7 @@ def induct(lowered: Lowered, *, steps: int, only: str = "", seconds: int = 60) -
 
     def possible(cycle: int, number: int) -> bool:
         """May the assertion be the first to fail, in this cycle?"""
-        before = range(cycle * total)
+        before = [earlier * total + other for earlier in range(cycle) for other in numbers]
         select_outputs(unrolled, question, [cycle * total + number], negated=before)
         conjunction = "andpos; strash; " if before else ""
         prepare = f"read_aiger {question}; {conjunction}write_aiger {question}"

@@ -270,15 +270,22 @@ def check(entry: Property) -> Row:
 
 
 def _stream_rules(
-    unit: type[wiring.Component], output: str, stream: str, only: str = "", cover_depth: int = 30
+    unit: type[wiring.Component],
+    output: str,
+    stream: str,
+    only: str = "",
+    cover_depth: int = 30,
+    slow: str = "",
+    steps: int | None = None,
 ) -> Spec:
     """The rules of streams at all outputs of a unit; its mutant breaks one, at ``output``."""
     mutant = withdrawn(unit, output)
     return Spec(
         name="stream-rules",
         unit=unit.__name__,
-        spec=lambda: UnitSpec(unit(TINY)),
+        spec=lambda: UnitSpec(unit(TINY), slow=slow),
         only=only,
+        steps=steps,
         cover_depth=cover_depth,
         mutants=(
             Mutant(
@@ -367,7 +374,10 @@ PROPERTIES: tuple[Property, ...] = (
     *(_barrier_fields(form) for form in (Barrier.OBLIVIOUS, Barrier.DELAY)),
     _stream_rules(MissUnit, "memory.ar", "memory_ar", only="_rules."),
     _stream_rules(TagGenerator, "generate.response.", "generate_response", cover_depth=TWO_CHOICES),
-    _stream_rules(TagPipeline, "verdict.", "verdict"),
+    # Its other streams are those of the two units above.
+    _stream_rules(
+        TagPipeline, "verdict.", "verdict", only="verdict_rules.", slow="generate_response", steps=2
+    ),
     Spec(
         name="block-ram",
         unit="TagArray",

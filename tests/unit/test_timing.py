@@ -104,7 +104,7 @@ CACHE_LABELS = {
 REGIME = {"tbi": 0b11, "ata": 0b11, "tcf": [CheckMode.SYNC, CheckMode.SYNC]}
 CHECKED = {"outcome": Outcome.PASS, "index": 0, "exact": 0, "wnr": 0}
 ENTRY_OF_LINE_5 = 0xE50000002
-"""Its tag is 2, for it is in set 1; with a valid bit and six check bits."""
+"""Its tag is 2, for it is in set 1; with a valid bit and seven check bits."""
 PIPELINE_INPUTS = {
     **{f"control.{name}": value for name, value in CONTROL.items()},
     "verdict.ready": 1,
