@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import ClockDomain, Elaboratable, Module, Signal, Value
-from amaranth.lib.wiring import In
+from amaranth.hdl import Cat, ClockDomain, Elaboratable, Module, Signal, Value
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
 from emte.rtl import TagConfig, TagPipeline
+from emte.rtl.keeper import flip_layout
 
 from .monitors import CoreMonitor
 
-__all__ = ["ClockedPipeline", "ObservedPipeline"]
+__all__ = ["ClockedPipeline", "ObservedPipeline", "Upsets", "upset_period"]
 
 
 class ObservedPipeline(TagPipeline):
@@ -40,6 +42,54 @@ class ObservedPipeline(TagPipeline):
         return m
 
 
+def upset_period(config: TagConfig) -> int:
+    """Cycles between two upsets: twice what the scrubber needs, as it may wait for its turn."""
+    return 2 * config.scrub_period << config.index_bits
+
+
+class Upsets(wiring.Component):
+    """Flips stored bits of the tag cache: one anywhere, whenever the scrubber has been everywhere.
+
+    So no code word has two, and nothing but the time of an access may show that they are there.
+
+    Members
+    -------
+    flips : ``Out(stream.Signature(flip_layout(config)))``
+        For a pipeline with ``config.injection``.
+    """
+
+    flips: stream.Interface
+
+    def __init__(self, config: TagConfig) -> None:
+        self.config = config
+        super().__init__({"flips": Out(stream.Signature(flip_layout(config)))})
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        period = upset_period(self.config)
+        timer = Signal(range(period))
+        chance = Signal(32, init=1)
+        index, bit = chance[: self.config.index_bits], chance[-9:]
+        m.d.sync += [
+            timer.eq(timer + 1),
+            # x^32 + x^22 + x^2 + x + 1
+            chance.eq(Cat(chance[31] ^ chance[21] ^ chance[1] ^ chance[0], chance)),
+        ]
+        flips = self.flips
+        with m.If(flips.ready):
+            m.d.sync += flips.valid.eq(0)
+        with m.If(timer == period - 1):
+            m.d.sync += [timer.eq(0), flips.valid.eq(1), flips.payload.index.eq(index)]
+            # A quarter goes into the directory, as far as its words are so long.
+            m.d.sync += [
+                flips.payload.lanes.eq(1 << bit[:7]),
+                flips.payload.entry.eq(0),
+            ]
+            with m.If(bit[7:].all()):
+                m.d.sync += [flips.payload.lanes.eq(0), flips.payload.entry.eq(1 << bit[:6])]
+        return m
+
+
 class ClockedPipeline(Elaboratable):
     """The pipeline behind a register for each input, for a simulator that is driven from outside.
 
@@ -59,6 +109,8 @@ class ClockedPipeline(Elaboratable):
         By name: ``next_`` and the name of an input of the pipeline, which follows it.
     outputs : dict
         By name: those of the pipeline, and ``lookup``.
+
+    With ``config.injection`` stored bits are flipped, by :class:`Upsets`.
     """
 
     def __init__(self, config: TagConfig) -> None:
@@ -70,6 +122,8 @@ class ClockedPipeline(Elaboratable):
         self.outputs: dict[str, Value] = {"lookup": self.pipeline.lookup}
         for path, member, signal in self.pipeline.signature.flatten(self.pipeline):
             name, value = "__".join(map(str, path)), Value.cast(signal)
+            if path[0] == "flips":
+                continue
             if member.flow is In:
                 port = self.inputs[f"next_{name}"] = Signal(len(value), name=f"next_{name}")
                 self._followers.append((value, port))
@@ -80,6 +134,9 @@ class ClockedPipeline(Elaboratable):
         m = Module()
         m.domains += self._sync, self._inputs
         m.submodules.pipeline = self.pipeline
+        if self.pipeline.config.injection:
+            m.submodules.upsets = upsets = Upsets(self.pipeline.config)
+            wiring.connect(m, upsets.flips, self.pipeline.flips)
         for value, port in self._followers:
             register = Signal(len(value), name=port.name.removeprefix("next_"))
             m.d.inputs += register.eq(port)

@@ -1,6 +1,7 @@
 """Long random runs of the hardware against the golden model, on all cores.
 
     python tests/soak.py --operations 10000000 --seed 1
+    python tests/soak.py --operations 1000000 --seed 1 --upsets
 
 Stream number n of a seed is the same on every machine: its operations, the geometry and barrier
 that perform it, where the ports pause, and how far away memory is. With pauses memory takes another
@@ -28,6 +29,7 @@ from pathlib import Path
 from emte.rtl import TagConfig
 from emte.rtl.config import PRESETS, Barrier
 from emte.sim import engines, ops, verilated
+from emte.sim.device import upset_period
 from emte.sim.ops import Operation, Stream, StreamError
 from emte.sim.summary import table
 from emte.sim.traffic import directed_stream, random_stream
@@ -50,6 +52,9 @@ MUST_OCCUR = frozenset(
 )
 """A run without one of these has proved less than it says."""
 
+SCRUB = 64
+"""Period of the scrubber where there are upsets, so that there can be many of them."""
+
 _REPORT_SECONDS = 20
 _QUEUED = 2
 """Streams handed out for each process, so that none has to wait."""
@@ -70,10 +75,13 @@ class Case:
     """Seed of the pauses at all ports; 0: none."""
     latency: int
     engine: str
+    upsets: bool = False
+    """Stored bits flip now and then, and the scrubber is quick."""
 
     @property
     def config(self) -> TagConfig:
-        return replace(PRESETS[self.preset], barrier=Barrier(self.barrier))
+        config = replace(PRESETS[self.preset], barrier=Barrier(self.barrier))
+        return replace(config, injection=True, scrub_period=SCRUB) if self.upsets else config
 
     def stream(self) -> Stream:
         return STREAMS[self.traffic](self.seed, self.count, held=self.config.held)
@@ -89,7 +97,11 @@ class Report:
 
 
 def cases(
-    seed: int, configurations: Sequence[tuple[str, str]], *, engine: str = "verilator"
+    seed: int,
+    configurations: Sequence[tuple[str, str]],
+    *,
+    engine: str = "verilator",
+    upsets: bool = False,
 ) -> Iterator[Case]:
     """The cases of a seed, without end; each configuration has its turn."""
     for number in count():
@@ -104,6 +116,7 @@ def cases(
             pauses=rng.choice([0, *(rng.randrange(1, 1 << 64) for _ in range(3))]),
             latency=rng.choice([1, 1, 5, 5, 5, 40, 40, 200]),
             engine=engine,
+            upsets=upsets,
         )
 
 
@@ -125,6 +138,8 @@ def attempt(case: Case, stream: Stream) -> tuple[Counter[str], str | None]:
     assert result.statistics is not None
     for name in ("cycles", "lookups", "read_bursts", "write_bursts"):
         counts[name] = getattr(result.statistics, name)
+    if case.upsets:
+        counts["upsets"] = counts["cycles"] // upset_period(case.config)
     difference = engines.compare(stream, result.outcomes, expected.outcomes)
     if difference is not None:
         return counts, (
@@ -211,6 +226,8 @@ def explain(case: Case, folder: Path, attempts: int) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{case.preset}-{case.barrier}-{case.seed}.jsonl"
     ops.write(path, shrink(case.stream(), fails, attempts))
+    if case.upsets:
+        return f"soak.attempt({case}, ops.read({str(path)!r}))"
     return (
         f"emte run {path} --engine {case.engine} --preset {case.preset} --barrier {case.barrier} "
         f"--seed {case.pauses} --latency {case.latency} --check"
@@ -258,7 +275,7 @@ def summarize(reports: Sequence[Report]) -> list[str]:
         total["streams"] += 1
         total["with pauses"] += report.case.pauses != 0
     columns = ("streams", "with pauses", "operations", "cycles", "lookups")
-    columns += ("read_bursts", "write_bursts", *sorted(MUST_OCCUR))
+    columns += ("read_bursts", "write_bursts", "upsets", *sorted(MUST_OCCUR))
     heads = ["", *(" ".join(key) for key in totals), "all"]
     everything = sum(totals.values(), Counter())
     rows = [
@@ -277,20 +294,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--barriers", nargs="+", choices=BARRIERS, default=BARRIERS)
     parser.add_argument("--engine", choices=("verilator", "pysim"), default="verilator")
     parser.add_argument(
+        "--upsets", action="store_true", help="flip stored bits now and then; verilator alone"
+    )
+    parser.add_argument(
         "--attempts", type=int, default=600, help="to shorten what fails (default: %(default)s)"
     )
     parser.add_argument("--out", type=Path, default=Path("build/soak"), help="default: %(default)s")
     arguments = parser.parse_args(argv)
+    if arguments.upsets and arguments.engine != "verilator":
+        parser.error("--upsets needs the engine verilator")
 
     print(f"seed {arguments.seed}, {arguments.operations:,} operations, {arguments.jobs} processes")
     configurations = list(product(arguments.presets, arguments.barriers))
-    upcoming = cases(arguments.seed, configurations, engine=arguments.engine)
+    options = {"engine": arguments.engine, "upsets": arguments.upsets}
+    upcoming = cases(arguments.seed, configurations, **options)
     # Fresh interpreters: what a fork copies is not the same with every Python.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(arguments.jobs, mp_context=context) as pool:
         if arguments.engine == "verilator":
             configs = [
-                case.config for case in islice(cases(0, configurations), len(configurations))
+                case.config
+                for case in islice(cases(0, configurations, **options), len(configurations))
             ]
             list(pool.map(verilated.build, configs))
         begun = time.monotonic()
@@ -307,7 +331,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"  {last.case}")
         print(f"  to see it: {explain(last.case, arguments.out, arguments.attempts)}")
         return 1
-    if missing := {name for name in (*MUST_OCCUR, "write_bursts") if not total[name]}:
+    wanted = {*MUST_OCCUR, "write_bursts", *(["upsets"] if arguments.upsets else [])}
+    if missing := {name for name in wanted if not total[name]}:
         print(f"FAILED: never met: {', '.join(sorted(missing))}")
         return 1
     print("No difference.")

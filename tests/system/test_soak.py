@@ -11,8 +11,9 @@ from itertools import islice
 
 import pytest
 import soak
-from amaranth.hdl import Module
+from amaranth.hdl import Cat, Module
 from emte.rtl import TagCheck
+from emte.rtl.codes import granule_syndrome
 from emte.sim import cli, ops
 from emte.sim.ops import Operation, Stream, StreamError
 from emte.sim.traffic import random_stream
@@ -31,6 +32,38 @@ def test_short_run(seed):
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith(f"seed {seed}, 20,000 operations")
     assert done.stdout.endswith("\nNo difference.\n")
+
+
+class Fragile(Wrapper):
+    """Takes one flipped bit for a loss."""
+
+    Unit = TagCheck
+
+    def change(self, m: Module) -> None:
+        codes = [self.unit.secret_codes.word_select(n, 8) for n in range(16)]
+        flipped = [granule_syndrome(code).any() for code in codes]
+        m.d.comb += self.unit.secret_lost.eq(Cat(flipped).any())
+
+
+@pytest.mark.xdist_group("verilator")
+@pytest.mark.parametrize("correcting", [True, False])
+def test_upsets(correcting, seed, monkeypatch, capsys, tmp_path):
+    """Flipped bits change no outcome."""
+    if not correcting:
+        monkeypatch.setattr("emte.rtl.pipeline.TagCheck", Fragile)
+    monkeypatch.setattr(soak, "ProcessPoolExecutor", lambda jobs, **_: ThreadPoolExecutor(jobs))
+    arguments = ["--presets", "small", "--barriers", "oblivious", "--upsets", "--jobs", "1"]
+    arguments += ["--operations", "20000", "--seed", str(seed), "--out", str(tmp_path)]
+    assert soak.main([*arguments, "--attempts", "3"]) == (0 if correcting else 1)
+    printed = capsys.readouterr().out
+    assert ("No difference." if correcting else "to see it: soak.attempt(") in printed
+
+
+def test_upsets_need_the_fast_engine(capsys):
+    with pytest.raises(SystemExit) as caught:
+        soak.main(["--upsets", "--engine", "pysim"])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.endswith("--upsets needs the engine verilator\n")
 
 
 def test_cases_follow_from_the_seed():
