@@ -334,7 +334,7 @@ def test_sim_random(name, seed):
         },
     )
     bench.room = (rng.random() < 0.8 for _ in itertools.count())
-    probes = list(stimulus(rng, CONFIGS[name], 120 if name == "16 ways" else 250))
+    probes = list(stimulus(rng, CONFIGS[name], 100 if name == "16 ways" else 160))
     gaps = itertools.cycle([0]) if seed == 1 else random_pauses(rng.getrandbits(32))
 
     async def scenario(ctx):
@@ -700,7 +700,7 @@ def timeline(rng: random.Random, tags) -> list[tuple[int, ...]]:
     bench = Bench(config, memory={"pauses": {"r": random_pauses(7)}})
     words = [rng.randrange(8 * config.line_words) for _ in range(12)]
     bench.storage.words = {BASE + 8 * word: tags() for word in words}
-    probes = [replace(probe, tags=tags()) for probe in stimulus(rng, config, 150, words=words)]
+    probes = [replace(probe, tags=tags()) for probe in stimulus(rng, config, 90, words=words)]
     bus = [f"{c}{name}" for c in ("aw", "ar") for name in ("valid", "ready", "addr", "id")]
     bus += ["wvalid", "wready", "wlast", "bvalid", "bready", "rvalid", "rready"]
     seen = []

@@ -12,7 +12,7 @@ from emte.sim.harness import simulate
 from unit_support import integer
 
 DETAIL = detail_layout(SMALL)
-DECISION = 3
+DECISION = 4
 """Cycles from a replay to what becomes of it, as in the cache."""
 
 
