@@ -38,6 +38,15 @@ def _table(index: Value, function: Callable[[int], int]) -> Value:
     return Const(sum(function(place) << place for place in range(size)), size).bit_select(index, 1)
 
 
+def _tables(index: Value, function: Callable[[int], int], width: int) -> Value:
+    """The lowest bits of a function of a few bits."""
+
+    def only(bit: int) -> Callable[[int], int]:
+        return lambda place: function(place) >> bit & 1
+
+    return Cat(_table(index, only(bit)) for bit in range(width))
+
+
 def _pair(access: data.View, at: int, condition: Callable[[int], bool]) -> Value:
     """Of two bits of the address and the same two of the size: does their sum meet a condition?"""
     bits = Cat(access.pa[at : at + 2], access.bytes[at : at + 2])
@@ -145,14 +154,10 @@ class AccessDecoder(wiring.Component):
         # Granules behind the first one. Those of an aligned block fall out of the same sum: 0 - 1.
         over_0, over_16 = _over(access)
         behind = Cat(
-            *(
-                _table(
-                    Cat(access.bytes[4:7], over_0, over_16),
-                    lambda place, bit=bit: (
-                        (place % 8 + place // 8 % 2 + place // 16 - 1) >> bit & 1
-                    ),
-                )
-                for bit in range(3)
+            _tables(
+                Cat(access.bytes[4:7], over_0, over_16),
+                lambda place: place % 8 + place // 8 % 2 + place // 16 - 1,
+                3,
             ),
             access.bytes[8:].any(),
         )
@@ -291,17 +296,8 @@ class AccessDecoder(wiring.Component):
         carry_2 = _table(low, lambda place: place % 4 + place // 4 > 3)
         upper = Cat(s1_begin[2:], s1_behind[2:], carry_2)
         end = Cat(
-            *(
-                _table(low, lambda place, bit=bit: place % 4 + place // 4 >> bit & 1)
-                for bit in range(2)
-            ),
-            *(
-                _table(
-                    upper,
-                    lambda place, bit=bit: place % 4 + place // 4 % 4 + place // 16 >> bit & 1,
-                )
-                for bit in range(2)
-            ),
+            _tables(low, lambda place: place % 4 + place // 4, 2),
+            _tables(upper, lambda place: place % 4 + place // 4 % 4 + place // 16, 2),
         )
         goes_on = s1_behind[3] | (
             (s1_begin[2] & s1_behind[2]) | ((s1_begin[2] | s1_behind[2]) & carry_2)

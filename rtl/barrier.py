@@ -402,7 +402,8 @@ class SpeculationBarrier(wiring.Component):
         with m.Elif((pair_ready | picked) & (patience != PATIENCE)):
             m.d.sync += patience.eq(patience + 1)
 
-        first, second = secret_pair_first, secret_pair_second
+        first: Value = secret_pair_first
+        second: Value = secret_pair_second
         is_double: Value = Const(1)
         if form is Barrier.OBLIVIOUS:
             first, second, is_double = self._add_findings(m, table, two)

@@ -511,7 +511,7 @@ def _choice(tree: Value, free: Value, busy: Value) -> Value:
     """The lowest free way, else the tree's, but never a busy one: then the lowest that is not."""
 
     def lowest(flags: Value) -> Value:
-        number: Value = len(flags) - 1
+        number: Value = Value.cast(len(flags) - 1)
         for position in reversed(range(len(flags) - 1)):
             number = Mux(flags[position], position, number)
         return number

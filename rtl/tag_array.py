@@ -1,5 +1,7 @@
 """The memories of the tag pipeline: the only file that knows block RAM."""
 
+from collections.abc import Sequence
+
 from amaranth.hdl import (
     Array,
     Cat,
@@ -34,7 +36,7 @@ class _Entries(data.ArrayLayout):
     the bit of that number, and then fails.
     """
 
-    def format(self, value: data.View, format_spec: str) -> Format:
+    def format(self, value: data.View, format_spec: str) -> Format:  # type: ignore[override]
         return Format(f"{{:{format_spec}}}", value.as_value())
 
 
@@ -308,7 +310,7 @@ def _block(
     write_row: Value,
     write_bytes: list[Value],
     row: Value,
-    read_bytes: list[Value],
+    read_bytes: Sequence[Value],
 ) -> Instance:
     """A block RAM that is written at port A and read at port B, with its output register.
 
@@ -318,10 +320,10 @@ def _block(
     size = _BLOCKS[rows]
     # The number of a row ends at the highest pin; below would be that of a part of it. There, the
     # port that writes has the enables of the bytes, unless a row is one byte.
-    below = [zero] * (_ADDRESS_PINS - ceil_log2(rows))
-    below_write = list(below)
+    below: list[Value] = [zero] * (_ADDRESS_PINS - ceil_log2(rows))
+    below_write: list[Value] = list(below)
     if size > 1:
-        below_write[: len(enables)] = enables
+        below_write = [*enables, *below_write[len(enables) :]]
     pins: dict[str, Value] = {}
     for port, bits in (("A", [*below_write, *write_row]), ("B", [*below, *row])):
         bits += [zero] * (_ADDRESS_PINS - len(bits))

@@ -179,6 +179,6 @@ class WaitingList(wiring.Component):
         m.d.sync += [
             Assert(~self.push | (count != config.waiting - 1), "the waiting list overflows"),
             Assert(~self.pop | (count != 0), "a probe leaves the waiting list, which is empty"),
-            Assert(~(self.pop & self.fail)),
+            Assert(~(self.pop & self.fail), "a replay finds its line, and must wait on"),
         ]
         return m

@@ -109,12 +109,12 @@ class Point:
     """KiB of tags."""
     ways: int = DEFAULT.ways
     line: int = DEFAULT.line_bytes
-    mshrs: int | None = None
+    mshrs: int = -1
     """By default as in the DEFAULT preset, or as many as there are ways."""
     latency: int = DEFAULT_LATENCY
 
     def __post_init__(self) -> None:
-        if self.mshrs is None:
+        if self.mshrs == -1:
             object.__setattr__(self, "mshrs", min(DEFAULT.mshrs, self.ways))
 
     @property

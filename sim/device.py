@@ -136,7 +136,7 @@ class ClockedPipeline(Elaboratable):
         m.submodules.pipeline = self.pipeline
         if self.pipeline.config.injection:
             m.submodules.upsets = upsets = Upsets(self.pipeline.config)
-            wiring.connect(m, upsets.flips, self.pipeline.flips)
+            wiring.connect(m, upsets.flips, self.pipeline.flips)  # type: ignore[attr-defined]
         for value, port in self._followers:
             register = Signal(len(value), name=port.name.removeprefix("next_"))
             m.d.inputs += register.eq(port)
