@@ -334,6 +334,7 @@ def _barrier_promise(form: Barrier) -> Spec:
     return Spec(
         name=f"promise-{form.value}",
         unit="SpeculationBarrier",
+        quick=form is Barrier.OBLIVIOUS,
         spec=lambda: SpeculationBarrierSpec(config),
         depth=BARRIER_DEPTH,
         cover_depth=22,
@@ -412,6 +413,7 @@ PROPERTIES: tuple[Property, ...] = (
     Spec(
         name="leaks",
         unit="MissUnit",
+        quick=False,
         spec=lambda: MissUnitSpec(TINY),
         only="an MSHR leaks",
         depth=28,
