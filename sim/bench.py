@@ -491,8 +491,8 @@ _HIT_CYCLES = 12
 def _under_misses(times: np.ndarray, latency: int) -> float | None:
     """Transfers per cycle while memory is waited for."""
     began = times["transferred"].astype(np.int64)
-    # What the scrubber holds up is not mistaken for it.
-    missed = times["answered"].astype(np.int64) - began > latency + _HIT_CYCLES
+    # A miss adds more than 34 cycles to the two, and what the scrubber holds up 22 to a hit.
+    missed = times["answered"].astype(np.int64) - began > latency + 2 * _HIT_CYCLES
     begins = began[missed & (began + latency <= began[-1])]
     if not len(begins):
         return None
