@@ -63,7 +63,7 @@ fpga: $(FULL)  ## bitstream with the self-test for BOARD (its default: ulx3s-85f
 	$(BIN)/python -m emte.fpga build --board $(BOARD) --out build/fpga $(ARGS)
 
 fpga-report: $(FULL)  ## area and clock on ECP5, also as build/fpga-report.json
-	$(BIN)/python -m emte.fpga report --out build/fpga-report.json $(ARGS)
+	$(BIN)/python -m emte.fpga report --seeds 8 --out build/fpga-report.json $(ARGS)
 
 docs: $(FULL)  ## this project's pages, build/docs/index.html
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
