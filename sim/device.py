@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, ClockDomain, Elaboratable, Module, Signal, Value
+from amaranth.hdl import Cat, ClockDomain, Elaboratable, Module, Mux, Signal, Value
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 from emte.rtl import TagConfig, TagPipeline
@@ -80,13 +80,12 @@ class Upsets(wiring.Component):
             m.d.sync += flips.valid.eq(0)
         with m.If(timer == period - 1):
             m.d.sync += [timer.eq(0), flips.valid.eq(1), flips.payload.index.eq(index)]
-            # A quarter goes into the directory, as far as its words are so long.
+            # Up to a quarter goes into the directory: as far as its words are so long.
+            into_directory = bit[7:].all() & (bit[:6] < len(flips.payload.entry))
             m.d.sync += [
-                flips.payload.lanes.eq(1 << bit[:7]),
-                flips.payload.entry.eq(0),
+                flips.payload.lanes.eq(Mux(into_directory, 0, 1 << bit[:7])),
+                flips.payload.entry.eq(Mux(into_directory, 1 << bit[:6], 0)),
             ]
-            with m.If(bit[7:].all()):
-                m.d.sync += [flips.payload.lanes.eq(0), flips.payload.entry.eq(1 << bit[:6])]
         return m
 
 

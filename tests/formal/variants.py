@@ -272,7 +272,7 @@ class AbortIsRead(Wrapper):
 
 
 class DamageForgotten(Wrapper):
-    """The last granule of a word is not asked whether it can be corrected."""
+    """A load does not ask whether the last granule of its word can be corrected."""
 
     Unit = TagCheck
 
