@@ -92,11 +92,8 @@ def _config(preset: str, barrier: str, size: int | None = None) -> TagConfig:
     config = replace(PRESETS[preset], barrier=Barrier(barrier), arrays=Arrays.ECP5)
     if size is None:
         return config
-    sets, rest = divmod(size << 10, config.ways * config.line_bytes)
     try:
-        if rest:
-            raise ValueError(f"its ways are of {config.ways * config.line_bytes} bytes")
-        return replace(config, sets=sets)
+        return config.resized(size << 10)
     except ValueError as error:
         raise _BadSize(f"--size {size}, preset {preset}: {error}") from None
 

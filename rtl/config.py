@@ -1,7 +1,7 @@
 """The parameters of the tag pipeline: all validation, and every derived width."""
 
 import enum
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 from amaranth.utils import exact_log2
 
@@ -123,6 +123,21 @@ class TagConfig:
     def cache_bytes(self) -> int:
         """Tags that the cache holds, in bytes; one byte covers 32 bytes of data."""
         return self.sets * self.ways * self.line_bytes
+
+    def resized(self, cache_bytes: int) -> "TagConfig":
+        """The same with as many sets as make so many bytes of tags.
+
+        Raises
+        ------
+        ValueError
+            The hardware cannot be built so.
+        """
+        sets, rest = divmod(cache_bytes, self.ways * self.line_bytes)
+        if rest:
+            raise ValueError(
+                f"{cache_bytes} bytes are no multiple of {self.ways} x {self.line_bytes} bytes"
+            )
+        return replace(self, sets=sets)
 
     @property
     def line_words(self) -> int:

@@ -125,10 +125,8 @@ class Point:
         ValueError
             The hardware cannot be built so.
         """
-        sets, rest = divmod(self.size << 10, self.ways * self.line)
-        if rest or not sets:
-            raise ValueError(f"{self.size} KiB is no multiple of {self.ways} x {self.line} bytes")
-        return replace(DEFAULT, sets=sets, ways=self.ways, line_bytes=self.line, mshrs=self.mshrs)
+        config = replace(DEFAULT, ways=self.ways, line_bytes=self.line, mshrs=self.mshrs)
+        return config.resized(self.size << 10)
 
     @property
     def policy(self) -> TagPolicy:

@@ -130,3 +130,12 @@ def test_init_wrong(parameters, message):
 
 def test_barrier_by_name():
     assert [Barrier(name) for name in ("oblivious", "delay", "none")] == list(Barrier)
+
+
+def test_resized():
+    config = TagConfig(ways=4, mshrs=2).resized(16 << 10)
+    assert (config.cache_bytes, config.ways, config.mshrs, config.sets) == (16 << 10, 4, 2, 64)
+    with pytest.raises(ValueError, match="1000 bytes are no multiple of 4 x 64 bytes"):
+        config.resized(1000)
+    with pytest.raises(ValueError, match="sets must be a power of two"):
+        config.resized(0)
