@@ -335,7 +335,10 @@ class _Core:
         counts = np.concatenate([piece.counts for piece in pieces])
         return Program(
             path=self._stream.path,
-            transactions=np.concatenate([piece.transactions for piece in pieces]),
+            # As bytes without fields, of which numpy would copy one after the other.
+            transactions=np.concatenate(
+                [piece.transactions.view(f"V{TRANSACTION.itemsize}") for piece in pieces]
+            ).view(TRANSACTION),
             lines=np.concatenate([piece.lines for piece in pieces]),
             _recipes=recipes,
             _first=self._preamble + np.concatenate([[0], np.cumsum(counts)]),

@@ -193,6 +193,7 @@ class Dram {
     template <class Burst>
     typename std::list<Burst>::iterator choose(std::list<Burst>& bursts, uint64_t cycle,
                                                unsigned draw) {
+        if (bursts.empty()) return bursts.end();
         std::vector<typename std::list<Burst>::iterator> eligible;
         for (auto burst = bursts.begin(); burst != bursts.end(); ++burst) {
             const bool oldest = std::none_of(

@@ -139,14 +139,17 @@ def run(
 
 def _run_model(stream: Stream, progress: Progress | None) -> RunResult:
     model = Model()
+    outcomes = model.run(stream)
+    if progress:
+        outcomes = _reporting(outcomes, len(stream), progress)
+    return RunResult(Outcomes.of(outcomes), None, model.tfsr)
 
-    def reported() -> Iterator[Outcome]:
-        for number, outcome in enumerate(model.run(stream), 1):
-            yield outcome
-            if progress and number % _PROGRESS_STEP == 0:
-                progress(number, len(stream))
 
-    return RunResult(Outcomes.of(reported()), None, model.tfsr)
+def _reporting(outcomes: Iterable[Outcome], total: int, progress: Progress) -> Iterator[Outcome]:
+    for number, outcome in enumerate(outcomes, 1):
+        yield outcome
+        if number % _PROGRESS_STEP == 0:
+            progress(number, total)
 
 
 def compare(

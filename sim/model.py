@@ -473,7 +473,9 @@ class Model:
     # Data accesses
 
     def _data(self, kind: Kind, operation: Operation) -> Outcome:
-        return self._access(kind, operation, _address(operation), operation.size)
+        address = operation.address
+        assert address is not None
+        return self._access(kind, operation, address, operation.size)
 
     def _dc_zva(self, operation: Operation) -> Outcome:
         """A store of the whole block, checked over all its granules."""
@@ -482,7 +484,8 @@ class Model:
 
     def _access(self, kind: Kind, operation: Operation, address: int, size: int) -> Outcome:
         pointer = self._pointers[kind][operation.el][address >> 55]
-        page = self._page(address)
+        # Most pages have been met before: that saves a call.
+        page = self._pages.get(address >> 12 & PAGE_NUMBER_MASK) or self._page(address)
         exempt = operation.exempt or operation.tco
         if page.clear and pointer.translated and (address & PAGE_MASK) + size <= PAGE:
             if exempt or not pointer.check:

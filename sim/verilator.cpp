@@ -58,21 +58,21 @@ constexpr uint64_t CYCLE_TIME = 10;  // in waveforms; even
 // ---- Fields of payloads that are wider than 64 bits ---------------------------------------------
 
 /// Set a field whose bits are 0.
-template <std::size_t Words>
-void insert(VlWide<Words>& payload, unsigned at, uint64_t value) {
-    const unsigned word = at / 32, shift = at % 32;
+template <unsigned At, std::size_t Words>
+void insert(VlWide<Words>& payload, uint64_t value) {
+    constexpr unsigned word = At / 32, shift = At % 32;
     payload[word] |= uint32_t(value << shift);
-    if (word + 1 < Words) payload[word + 1] |= uint32_t(value >> (32 - shift));
-    if (word + 2 < Words && shift) payload[word + 2] |= uint32_t(value >> (64 - shift));
+    if constexpr (word + 1 < Words) payload[word + 1] |= uint32_t(value >> (32 - shift));
+    if constexpr (word + 2 < Words && shift) payload[word + 2] |= uint32_t(value >> (64 - shift));
 }
 
-template <std::size_t Words>
-uint64_t extract(const VlWide<Words>& payload, unsigned at, unsigned width) {
-    const unsigned word = at / 32, shift = at % 32;
+template <unsigned At, unsigned Width, std::size_t Words>
+uint64_t extract(const VlWide<Words>& payload) {
+    constexpr unsigned word = At / 32, shift = At % 32;
     uint64_t value = payload[word] >> shift;
-    if (word + 1 < Words) value |= uint64_t(payload[word + 1]) << (32 - shift);
-    if (word + 2 < Words && shift) value |= uint64_t(payload[word + 2]) << (64 - shift);
-    return width < 64 ? value & ((uint64_t(1) << width) - 1) : value;
+    if constexpr (shift + Width > 32) value |= uint64_t(payload[word + 1]) << (32 - shift);
+    if constexpr (shift + Width > 64) value |= uint64_t(payload[word + 2]) << (64 - shift);
+    return value & (~uint64_t(0) >> (64 - Width));
 }
 
 // ---- The core's side of the ports --------------------------------------------------------------
@@ -153,9 +153,14 @@ class Harness {
 
     /// The inputs that were driven become those of the pipeline, with all that follows.
     void next_cycle() {
+#if VM_TRACE
         top_.clk = top_.inputs_clk = 0;
         step();
         top_.clk = top_.inputs_clk = 1;
+#else
+        top_.clk ^= 1;  // either edge counts: see sim/verilated.py
+        top_.inputs_clk ^= 1;
+#endif
         step();
         if (assertion_line) blame();
     }
@@ -260,14 +265,14 @@ class Harness {
         ++outstanding_;
         auto& payload = top_.next_access__payload;
         for (std::size_t n = 0; n < sizeof payload / sizeof payload[0]; ++n) payload[n] = 0;
-        insert(payload, layout::ACCESS_ID, id);
-        insert(payload, layout::ACCESS_OP, transaction.op);
-        insert(payload, layout::ACCESS_VA, transaction.va);
-        insert(payload, layout::ACCESS_PA, transaction.va & PHYSICAL_BITS);
-        insert(payload, layout::ACCESS_BYTES, transaction.bytes);
-        insert(payload, layout::ACCESS_MEMORY, transaction.flags & 0x1F);
-        insert(payload, layout::ACCESS_BRANCHES, transaction.branches);
-        insert(payload, layout::ACCESS_TAGS, transaction.tags);
+        insert<layout::ACCESS_ID>(payload, id);
+        insert<layout::ACCESS_OP>(payload, transaction.op);
+        insert<layout::ACCESS_VA>(payload, transaction.va);
+        insert<layout::ACCESS_PA>(payload, transaction.va & PHYSICAL_BITS);
+        insert<layout::ACCESS_BYTES>(payload, transaction.bytes);
+        insert<layout::ACCESS_MEMORY>(payload, transaction.flags & 0x1F);
+        insert<layout::ACCESS_BRANCHES>(payload, transaction.branches);
+        insert<layout::ACCESS_TAGS>(payload, transaction.tags);
         return true;
     }
 
@@ -340,7 +345,7 @@ class Harness {
         verdict_waits_ = !top_.next_verdict__ready;
         waiting_verdict_ = payload;
         if (verdict_waits_) return false;
-        const auto id = uint32_t(extract(payload, layout::VERDICT_ID, layout::ID_BITS));
+        const auto id = uint32_t(extract<layout::VERDICT_ID, layout::ID_BITS>(payload));
         Owner& owner = owners_[id];
         if (owner.number < 0)
             throw BrokenRule("a verdict for id " + std::to_string(id) + ", which no access has");
@@ -352,10 +357,10 @@ class Harness {
             if (awaited_ == owner.number) free_ = std::max(free_, counters.cycles);
         }
         Result& result = results_[owner.number];
-        result.far = extract(payload, layout::VERDICT_FAR, 64);
-        result.tags = extract(payload, layout::VERDICT_TAGS, 64);
-        result.outcome = uint32_t(extract(payload, layout::VERDICT_OUTCOME, 3));
-        result.wnr = uint32_t(extract(payload, layout::VERDICT_WNR, 1));
+        result.far = extract<layout::VERDICT_FAR, 64>(payload);
+        result.tags = extract<layout::VERDICT_TAGS, 64>(payload);
+        result.outcome = uint32_t(extract<layout::VERDICT_OUTCOME, 3>(payload));
+        result.wnr = uint32_t(extract<layout::VERDICT_WNR, 1>(payload));
         if (result.outcome == ASYNC) {
             const Transaction& transaction = transactions_[owner.number];
             const unsigned half = transaction.va >> 55 & 1;
