@@ -287,7 +287,7 @@ def _build(folder: Path, config: TagConfig, compiler: list[str], waves: str | No
     if waves:
         runtime.insert(0, f"verilated_{waves}_c.cpp")  # specializes templates that the others use
     parts = [*(include / name for name in runtime), *sorted(folder.glob("Pipeline*.cpp")), _HARNESS]
-    (folder / "all.cc").write_text("".join(f'#include "{part}"\n' for part in parts))
+    (folder / "all.cc").write_text("".join(map(_included, parts)))
     library = folder / "pipeline.so"
     definitions = [f"-DVM_{feature}=0" for feature in _FEATURES]
     definitions += [f"-DVM_TRACE={int(waves is not None)}"]
@@ -308,6 +308,14 @@ def _build(folder: Path, config: TagConfig, compiler: list[str], waves: str | No
             raise EngineError(f"{message}; VCD needs nothing") from None
         raise
     return library
+
+
+def _included(part: Path) -> str:
+    """A line that includes C++; what runs once, when a model begins, is not worth optimising."""
+    line = f'#include "{part}"\n'
+    if not part.stem.endswith("__Slow"):
+        return line
+    return f'#pragma GCC push_options\n#pragma GCC optimize("O0")\n{line}#pragma GCC pop_options\n'
 
 
 def _call(
