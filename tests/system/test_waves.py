@@ -14,7 +14,8 @@ from emte.sim.transactions import Waves
 from hypothesis import given
 from hypothesis import strategies as st
 
-verilator = pytest.mark.xdist_group("verilator")
+# Its libraries are no other test's, and take long to build: not in one line with the others.
+verilator = pytest.mark.xdist_group("waves")
 
 CYCLE = 10
 HEADER, HIERARCHY = 0, 6
