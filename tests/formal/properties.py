@@ -481,7 +481,7 @@ PROPERTIES: tuple[Property, ...] = (
         seconds=60,
         cover_depth=50,
         mutants=_mutants(
-            lambda unit: KeeperSpec(CACHE, unit=unit(CACHE)),
+            lambda unit: KeeperSpec(CACHE, unit=unit),
             {
                 cache.DoorNotAwaited: "the arrays are taken while they are in use",
                 cache.BusyWayTaken: "a busy way is chosen",
@@ -498,7 +498,7 @@ PROPERTIES: tuple[Property, ...] = (
         cover_depth=50,
         seconds=240,
         mutants=_mutants(
-            lambda unit: KeeperSpec(CACHE, unit=unit(CACHE)),
+            lambda unit: KeeperSpec(CACHE, unit=unit),
             {
                 cache.DirtyForgotten: "is clean, and its line is not written back",
                 cache.EntryUnread: "poisoned, and no entry is damaged",
