@@ -21,8 +21,12 @@ def name(text: str) -> ys.IdString:
     return ys.IdString("\\" + text)
 
 
-def connect_seen(top: ys.Module) -> None:
-    """Connect the signals that stand for registers within the unit; see ``UnitSpec.see``."""
+def connect_seen(top: ys.Module) -> list[str]:
+    """Connect the signals that stand for registers within the unit; see ``UnitSpec.see``.
+
+    Returns the names of those registers that hold anything at first.
+    """
+    free = []
     for cell in list(top.cells_.values()):
         if cell.type.str() != "$anyseq":
             continue
@@ -36,6 +40,9 @@ def connect_seen(top: ys.Module) -> None:
             sys.exit(f"there is no register {path} of {signal.size()} bits")
         top.remove(cell)
         top.connect(signal, ys.SigSpec(seen))
+        if name("free") in attributes:
+            free.append(f"spec.{path}")
+    return free
 
 
 def lower(source: Path, folder: Path) -> None:
@@ -46,7 +53,9 @@ def lower(source: Path, folder: Path) -> None:
     design.run_pass("flatten")
     design.run_pass("memory -nomap")
     design.run_pass("memory_map")
-    connect_seen(design.top_module())
+    for register in connect_seen(design.top_module()):
+        pattern = register.replace("[", "?").replace("]", "?")
+        design.run_pass(f"setattr -unset init w:{pattern}")
     design.run_pass("opt_clean")
     top = design.top_module()
     for wire in top.wires_.values():

@@ -13,11 +13,13 @@ from functools import partial
 from typing import Any
 
 import barrier_variants as barrier
+import cache_variants as cache
 import miss_variants as miss
 from access_spec import STEPS, AccessDecoderSpec
 from amaranth.lib import wiring
 from array_spec import BlockTagArray, HalvesSwapped, NeighbourWritten, TagArraySpec
 from barrier_spec import SpeculationBarrierSpec, barrier_config
+from cache_spec import CACHE, TagCacheSpec
 from check_spec import STEPS as CHECK_STEPS
 from check_spec import TagCheckSpec
 from confidentiality import CONTROLS, DESIGNS, PUBLISHED, problems, relate
@@ -44,7 +46,9 @@ from generator_variants import (
     TagsWithoutAccess,
     UpperSeedLost,
 )
+from keeper_spec import KeeperSpec
 from miss_spec import MissUnitSpec
+from store_buffer_spec import StoreBufferSpec
 from unit_spec import TINY, UnitSpec
 from variants import (
     LEAKS,
@@ -64,6 +68,7 @@ from variants import (
     pipeline_with,
     withdrawn,
 )
+from waiting_list_spec import WaitingListSpec
 
 __all__ = ["PROPERTIES", "Leak", "Mutant", "Property", "Row", "Secrecy", "Spec", "check"]
 
@@ -370,6 +375,17 @@ def _barrier_fields(form: Barrier) -> Spec:
     )
 
 
+CACHE_DEPTH = 27
+"""Cycles in which the tag cache is searched: a line that is on its way to storage is fetched again
+within, with a tag store that waits for it, and a probe sees that tag."""
+
+MSHR_DEPTH = 34
+"""The same, for its MSHRs: one is free again within."""
+
+KEEPER_DEPTH = 40
+"""Cycles in which the keeper is searched: a dirty line is written back, and its way given away."""
+
+
 PROPERTIES: tuple[Property, ...] = (
     *(_barrier_promise(form) for form in (Barrier.OBLIVIOUS, Barrier.DELAY)),
     *(_barrier_fields(form) for form in (Barrier.OBLIVIOUS, Barrier.DELAY)),
@@ -422,6 +438,102 @@ PROPERTIES: tuple[Property, ...] = (
         mutants=_mutants(
             lambda unit: MissUnitSpec(TINY, unit=unit(TINY)),
             {miss.BeatLost: "an MSHR leaks", miss.MshrForgotten: "an MSHR leaks"},
+        ),
+    ),
+    Spec(
+        name="tags",
+        unit="StoreBuffer",
+        spec=lambda: StoreBufferSpec(TINY, lemmas=True),
+        steps=3,
+        cover_depth=22,
+        mutants=_mutants(
+            lambda unit: StoreBufferSpec(TINY, unit=unit(TINY)),
+            {
+                cache.ListForgotten: "a place is written that is needed",
+                cache.OtherPlaceRead: "other tags than those of the store",
+                cache.NeverAgain: "no place, and nothing is needed",
+            },
+        ),
+    ),
+    Spec(
+        name="order",
+        unit="WaitingList",
+        quick=False,
+        spec=lambda: WaitingListSpec(TINY, lemmas=True),
+        steps=2,
+        cover_depth=50,
+        mutants=_mutants(
+            lambda unit: WaitingListSpec(TINY, unit=unit(TINY)),
+            {
+                cache.RoomUntilFull: "the waiting list overflows",
+                cache.VoidIsLive: "another than the head is replayed",
+                cache.DetailOfNeighbour: "the detail is another",
+                cache.CallMissed: "the head is called, and does not come",
+            },
+        ),
+    ),
+    Spec(
+        name="alone",
+        unit="Keeper",
+        quick=False,
+        spec=lambda: KeeperSpec(CACHE),
+        only="always",
+        seconds=60,
+        cover_depth=50,
+        mutants=_mutants(
+            lambda unit: KeeperSpec(CACHE, unit=unit),
+            {
+                cache.DoorNotAwaited: "the arrays are taken while they are in use",
+                cache.BusyWayTaken: "a busy way is chosen",
+                cache.WordLeftOut: "words are missing",
+            },
+        ),
+    ),
+    Spec(
+        name="jobs",
+        unit="Keeper",
+        quick=False,
+        spec=lambda: KeeperSpec(CACHE),
+        depth=KEEPER_DEPTH,
+        cover_depth=50,
+        seconds=240,
+        mutants=_mutants(
+            lambda unit: KeeperSpec(CACHE, unit=unit),
+            {
+                cache.DirtyForgotten: "is clean, and its line is not written back",
+                cache.EntryUnread: "poisoned, and no entry is damaged",
+            },
+        ),
+    ),
+    Spec(
+        name="tags",
+        unit="TagCache",
+        quick=False,
+        spec=lambda: TagCacheSpec(CACHE),
+        depth=CACHE_DEPTH,
+        cover_depth=36,
+        seconds=240,
+        mutants=_mutants(
+            lambda fault: TagCacheSpec(CACHE, fault=fault),
+            {
+                cache.DirtyForgotten: "the last tag is nowhere",
+                cache.GranuleOff: "the cache has another tag than the last one",
+                cache.FetchedLineHit: "a hit where the line is not, or not yet",
+            },
+        ),
+    ),
+    Spec(
+        name="mshrs",
+        unit="TagCache",
+        quick=False,
+        spec=lambda: TagCacheSpec(CACHE),
+        only="MSHR is",
+        depth=MSHR_DEPTH,
+        cover_depth=36,
+        seconds=240,
+        mutants=_mutants(
+            lambda fault: TagCacheSpec(CACHE, fault=fault),
+            {cache.MshrKept: "an MSHR is not freed"},
         ),
     ),
     Spec(

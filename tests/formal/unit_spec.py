@@ -80,12 +80,14 @@ class UnitSpec(wiring.Component):
     def specify(self, m: Module) -> None:
         """Add what this unit's spec has beyond the rules of streams."""
 
-    def see(self, m: Module, path: str, shape: ShapeLike) -> Signal:
+    def see(self, m: Module, path: str, shape: ShapeLike, *, free: bool = False) -> Signal:
         """A register within the unit, or a row of a memory, by its path from the unit.
 
-        For lemmas alone: what a unit promises is told by its ports.
+        For lemmas alone, and for where a search begins: what a unit promises is told by its ports.
+        With ``free`` the register holds anything in the first cycle, for the spec to restrict.
         """
-        signal = Signal(shape, attrs={"see": f"unit.{path}"})
+        attributes = {"see": f"unit.{path}"} | ({"free": "yes"} if free else {})
+        signal = Signal(shape, attrs=attributes)
         m.d.comb += Value.cast(signal).eq(AnySeq(Shape.cast(shape).width))
         return signal
 
