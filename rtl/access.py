@@ -18,7 +18,7 @@ from .layouts import (
     map_layout,
 )
 
-__all__ = ["AccessDecoder", "touches_two"]
+__all__ = ["AccessDecoder", "may_touch_two", "reaches_on"]
 
 _PAGE = 12
 """log2 of a page: the tagged memory consists of pages, and no access crosses one."""
@@ -62,35 +62,36 @@ def _over(access: data.View) -> tuple[Value, Value]:
     )
 
 
-def touches_two(access: data.View) -> Value:
-    """Does an access touch two tag words? The door keeps the answer, since it must leave a slot.
+def may_touch_two(access: data.View) -> Value:
+    """Can an access of this kind touch two tag words?
 
-    With up to 64 bytes it does so in the last quarter of a word, if there the sum of place and size
-    is more than 64: the upper pair of bits tells, or leaves it open to what is below. A block
-    larger than that is aligned; only one of 512 bytes has two words. LDG means one granule,
-    whatever its size; LDGM and STGM are within one word, and maintenance is of one line.
+    LDG means one granule, whatever its size; LDGM and STGM are within one word, and maintenance is
+    of one line.
     """
-    may = (
+    return (
         (access.op == Op.LOAD)
         | (access.op == Op.STORE)
         | (access.op == Op.ATOMIC)
         | (access.op == Op.STG)
     )
+
+
+def reaches_on(access: data.View) -> Value:
+    """Do an access's bytes reach into a second tag word?
+
+    With up to 64 bytes they do so in the last quarter of a word, if there the sum of place and size
+    is more than 64: the upper pair of bits tells, or leaves it open to what is below. A block
+    larger than that is aligned; only one of 512 bytes has two words.
+    """
     over_0, over_16 = _over(access)
     wide = access.bytes[9]
     whole = access.bytes[6]  # 64 bytes: more than 64 with any place but 0
     quarter = access.pa[6:8].all()
     # 3: more than 64; 2: if the rest is more than 0; 1: if it is more than 16.
+    upper = Mux(whole, access.pa[4:6].any(), _pair(access, 4, lambda t: t > 4 or t == 3))
     code = Cat(
-        may
-        & (
-            wide
-            | (
-                quarter
-                & Mux(whole, access.pa[4:6].any(), _pair(access, 4, lambda t: t > 4 or t == 3))
-            )
-        ),
-        may & (wide | (quarter & whole) | (quarter & _pair(access, 4, lambda total: total >= 4))),
+        wide | (quarter & upper),
+        wide | (quarter & (whole | _pair(access, 4, lambda total: total >= 4))),
     )
     return _table(
         Cat(over_16, over_0, code), lambda place: (0, place & 1, place >> 1 & 1, 1)[place >> 2]
@@ -226,7 +227,9 @@ class AccessDecoder(wiring.Component):
         s1_bounded = _register(1, "s1_bounded")  # it may not touch the carve-out
         s1_all = _register(1, "s1_all")  # it is of all lines
         s1_maintenance = _register(1, "s1_maintenance")
-        s1_uses = _register(1, "s1_uses")  # it uses tags
+        s1_allowed = _register(1, "s1_allowed")  # it may use tags
+        s1_checked = _register(1, "s1_checked")  # and does: it is checked, or a tag load or store
+        s1_tagging = _register(1, "s1_tagging")
         s1_effective = _register(1, "s1_effective")  # and looks them up
         # What follows if it uses tags of memory that has none.
         s1_forbidden = _register(1, "s1_forbidden")
@@ -263,7 +266,9 @@ class AccessDecoder(wiring.Component):
                 s1_bounded.eq(~(maintenance | misaligned)),
                 s1_all.eq(every_line),
                 s1_maintenance.eq(maintenance),
-                s1_uses.eq(ata & (tag_checked | tag_access)),
+                s1_allowed.eq(ata),
+                s1_checked.eq(tag_checked),
+                s1_tagging.eq(tag_access),
                 s1_effective.eq(effective | tag_load | tag_store),
                 s1_forbidden.eq(tag_store & mtx),
                 s1_mismatch.eq(data_access & effective & mtx & ~canonical),
@@ -304,6 +309,7 @@ class AccessDecoder(wiring.Component):
         )
 
         # What becomes of it, if it lies where it may.
+        s1_uses = s1_allowed & (s1_checked | s1_tagging)
         tagged = s1_memory == Memory.TAGGED
         untagged = s1_memory == Memory.UNTAGGED
         forbidden = s1_uses & ((untagged & s1_forbidden) | ~(tagged | untagged))
@@ -365,12 +371,8 @@ class AccessDecoder(wiring.Component):
             s2_reports.eq(bounded),
             s2_block_below.eq((s1_block[:page_bits] - pages)[-1]),
             s2_near.eq(bounded & near_carve_out),
-            s2_before.eq(Cat(s1_block[2:24].all(), s1_block[24:].all())),
-            s2_reaches.eq(
-                bounded
-                & some_page
-                & ((goes_on & s1_block[:2].all()) | (s1_wide & s1_block[:2].any()))
-            ),
+            s2_before.eq(Cat(s1_block[2:24].all() & bounded & some_page, s1_block[24:].all())),
+            s2_reaches.eq((goes_on & s1_block[:2].all()) | (s1_wide & s1_block[:2].any())),
             s2_page_below.eq((s1_page[:page_bits] - pages)[-1]),
             s2_mapped.eq(mapped),
             s2_outside.eq(mapped & ~near_map),

@@ -99,9 +99,9 @@ class SpeculationBarrier(wiring.Component):
         An access enters the pipeline, in this cycle. One of two tag words also takes the slot of
         the next cycle. ``access.branches`` and ``access.tags`` are 0.
     pause : ``In(1)``
-        Nothing is admitted in this cycle.
+        Nothing is admitted in the next cycle.
     store_ready : ``In(1)``, store_slot : ``In(config.store_bits)``
-        The store buffer's place for the tags of a tag store.
+        In the next cycle there is place for the tags of a tag store; where it is in this one.
     store : ``Out(1)``, secret_store_tags : ``Out(64)``
         A tag store is admitted; its tags, at their granules.
     coming_valid : ``In(1)``, coming : ``In(ticket_layout(config))``
@@ -197,6 +197,7 @@ class SpeculationBarrier(wiring.Component):
         # The table: for accesses that are admitted, or parked, before they are certain.
         m.submodules.table = table = BranchTable(config, parks=form is Barrier.DELAY)
         m.d.comb += [
+            table.resolving.eq(resolving),
             table.resolved.eq(resolved),
             table.wrong.eq(wrong),
             table.branches.eq(door.branches),
@@ -206,38 +207,32 @@ class SpeculationBarrier(wiring.Component):
 
         # The access that enters next.
         request = Signal(request_layout(config))
-        certain = Signal()
-        goes = Signal()  # it is certain, and has its place
         speculative = Signal()
         two = Signal()
         stores_tags = Signal()
         direct_free = Signal(init=1)  # there is place for a certain access of one tag word
         pair_free = Signal(init=1)  # and of two
-        admits = Signal()
-        is_held = Signal()  # a certain access must wait for an older one
         inside = Signal()  # an access is here
+        opens = Signal()  # in the next cycle an access may be admitted
         m.d.comb += [
+            opens.eq(~self.pause & ~(self.admitted_valid & two)),
             request.eq(door.o),
-            certain.eq(door.certain),
-            goes.eq(door.goes),
             speculative.eq(door.speculative),
             two.eq(door.two),
             stores_tags.eq(door.tag_store),
             inside.eq(door.valid),
             door.one_free.eq(direct_free),
             door.two_free.eq(pair_free),
+            door.store_free.eq(self.store_ready),
+            door.certain_free.eq(opens),
+            door.speculative_free.eq(opens & table.stays_available),
+            table.allocate.eq(door.leave & door.speculative),
+            self.admitted_valid.eq(door.leave),
         ]
-        if form is Barrier.OBLIVIOUS:
-            m.d.comb += [
-                table.allocate.eq(self.admitted_valid & door.speculative),
-                door.leave.eq(admits),
-                # The same, written so that `ready`, the longer way, does not come after it.
-                self.admitted_valid.eq(door.valid & door.i.ready),
-            ]
-        elif form is Barrier.DELAY:
+        if form is Barrier.DELAY:
             # A speculative access is parked in the table. From there it moves into a register of
             # its own, and is admitted before the one at the door: which may be a tag store to the
-            # same granule, sent as soon as the branch was resolved.
+            # same granule, sent in the cycle of the resolve or later.
             layout = _parked_layout(config)
             m.submodules.parked = parked = memory.Memory(shape=layout, depth=config.held, init=[])
             write, read = parked.write_port(), parked.read_port(domain="comb")
@@ -245,15 +240,10 @@ class SpeculationBarrier(wiring.Component):
             unparked_valid = Signal()
             unparked_new = Signal()
             unparked_squashed = Signal()
+            unparked_goes = Signal()
             unparked_leaves = Signal()
-            parks = Signal()
+            open_ = Signal()
             m.d.comb += [
-                parks.eq(door.valid & door.speculative & table.available),
-                table.allocate.eq(parks),
-                door.leave.eq(parks | (admits & ~unparked_valid)),
-                self.admitted_valid.eq(
-                    admits & Mux(unparked_valid, ~unparked_squashed, door.valid)
-                ),
                 write.addr.eq(table.slot),
                 *_assign(write.data.access, door.o.access),
                 write.data.regime.eq(door.o.regime),
@@ -261,32 +251,38 @@ class SpeculationBarrier(wiring.Component):
                 write.en.eq(table.available),
                 read.addr.eq(table.picked_slot),
                 unparked_squashed.eq(unparked_new & table.dropped),
-                unparked_leaves.eq(self.admitted_valid | unparked_squashed),
+                unparked_goes.eq(
+                    unparked_valid
+                    & ~unparked_squashed
+                    & open_
+                    & Mux(unparked.two, pair_free, direct_free)
+                ),
+                unparked_leaves.eq(unparked_goes | unparked_squashed),
                 table.release.eq(table.picked & (~unparked_valid | unparked_leaves)),
-                is_held.eq(~unparked_valid & (table.certain | table.picked)),
+                door.speculative_free.eq(table.stays_available),
+                door.certain_free.eq(opens & ~(unparked_valid | table.picked | table.certain)),
+                self.admitted_valid.eq((door.leave & ~door.speculative) | unparked_goes),
                 inside.eq(door.valid | unparked_valid),
+                speculative.eq(0),
             ]
             m.d.sync += [
+                open_.eq(opens),
                 unparked_new.eq(table.release),
                 unparked_valid.eq(table.release | (unparked_valid & ~unparked_leaves)),
+                Assert(
+                    ~(unparked_valid & door.leave & ~door.speculative),
+                    "an access at the door goes before one that was parked",
+                ),
             ]
             with m.If(table.release):
                 m.d.sync += unparked.eq(read.data)
-            m.d.comb += speculative.eq(0)
             with m.If(unparked_valid):
                 m.d.comb += [
                     *_assign(request.access, unparked.access),
                     request.regime.eq(unparked.regime),
-                    certain.eq(~unparked_squashed),
-                    goes.eq(~unparked_squashed & Mux(unparked.two, pair_free, direct_free)),
                     two.eq(unparked.two),
                     stores_tags.eq(0),
                 ]
-        else:
-            m.d.comb += [
-                door.leave.eq(admits),
-                self.admitted_valid.eq(door.valid & door.i.ready),
-            ]
 
         # A certain access of one word needs room for its verdict, and a number of a ring that must
         # not overtake the oldest one that still waits for its line. One of two words needs the
@@ -304,16 +300,8 @@ class SpeculationBarrier(wiring.Component):
         m.d.comb += [self.room.eq(verdicts.room), ahead.eq(ring_top - oldest)]
         m.d.sync += direct_free.eq(verdicts.room & ~starved & (ahead < (1 << RING_BITS) - 2))
 
-        shut = Signal()  # the slot is that of a second word
         direct = Signal()
-        m.d.comb += [
-            direct.eq(~speculative & ~two),
-            admits.eq(
-                ((speculative & table.available) | (goes & ~is_held))
-                & (~self.pause & ~shut & (~stores_tags | self.store_ready))
-            ),
-        ]
-        m.d.sync += shut.eq(self.admitted_valid & two)
+        m.d.comb += direct.eq(~speculative & ~two)
         with m.If(self.admitted_valid):  # that others leave numbers out is simpler, and no harm
             m.d.sync += ring.eq(ring + 1)
         number = Signal(config.ticket_bits)
@@ -342,15 +330,14 @@ class SpeculationBarrier(wiring.Component):
             ),
         ]
 
-        # The context of the access, to which the verdict will need to refer. It is written while
-        # the access is here, wherever its number is nobody else's.
+        # The context of the access, to which the verdict will need to refer.
         m.submodules.contexts = contexts = ContextArray(config, _context_layout(config).size)
         context_write = Signal(_context_layout(config))
         m.d.comb += [
             context_write.va.eq(request.access.va),
             context_write.id.eq(request.access.id),
             context_write.el0.eq(request.access.el0),
-            contexts.write.eq(Mux(speculative, table.available, certain & (~two | pair_free))),
+            contexts.write.eq(self.admitted_valid),
             contexts.write_address.eq(Cat(number, direct)),
             contexts.write_data.eq(context_write),
         ]

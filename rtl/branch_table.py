@@ -47,6 +47,8 @@ class BranchTable(wiring.Component):
 
     Members
     -------
+    resolving : ``In(config.branches)``
+        The branch that is resolved in this cycle, one-hot; for ``certain`` alone.
     resolved, wrong : ``In(config.branches)``
         The branch that was resolved in the last cycle, one-hot; the same if it was mispredicted.
     allocate : ``In(1)``
@@ -57,6 +59,8 @@ class BranchTable(wiring.Component):
         It has two tag words.
     available : ``Out(1)``, slot : ``Out(config.slot_bits)``
         A free entry, and its number; registers. One can be taken in every cycle.
+    stays_available : ``Out(1)``
+        So it will be in the next cycle.
     finish : ``In(1)``
         A finding of entry ``finish_slot`` comes; not in the cycle after its ``allocate``.
     finish_slot : ``In(config.slot_bits)``
@@ -68,11 +72,13 @@ class BranchTable(wiring.Component):
     dropped : ``Out(1)``
         The entry that was taken out in the cycle before had been squashed.
     certain : ``Out(1)``
-        With ``parks``: an entry that is not picked yet hangs on no branch at the end of this cycle.
+        With ``parks``: an entry that is not picked yet, or comes in this cycle, hangs on no branch
+        any more, as far as is known at the end of this cycle.
     empty : ``Out(1)``
         No entry is taken.
     """
 
+    resolving: Signal
     resolved: Signal
     wrong: Signal
     allocate: Signal
@@ -81,6 +87,7 @@ class BranchTable(wiring.Component):
     two: Signal
     available: Signal
     slot: Signal
+    stays_available: Signal
     finish: Signal
     finish_slot: Signal
     picked: Signal
@@ -95,6 +102,7 @@ class BranchTable(wiring.Component):
         self.parks = parks
         super().__init__(
             {
+                "resolving": In(config.branches),
                 "resolved": In(config.branches),
                 "wrong": In(config.branches),
                 "allocate": In(1),
@@ -103,6 +111,7 @@ class BranchTable(wiring.Component):
                 "two": In(1),
                 "available": Out(1),
                 "slot": Out(config.slot_bits),
+                "stays_available": Out(1),
                 "finish": In(1),
                 "finish_slot": In(config.slot_bits),
                 "picked": Out(1),
@@ -125,12 +134,13 @@ class BranchTable(wiring.Component):
         # have left it, so that it need not know of an `allocate`.
         m.submodules.free = free = memory.Memory(shape=slot_bits, depth=held, init=[])
         free_write, free_read = free.write_port(), free.read_port(domain="comb")
-        head, head_lap = Signal(slot_bits), Signal()
-        tail, tail_lap = Signal(slot_bits), Signal(init=1)
+        head = Signal(slot_bits)
+        tail = Signal(slot_bits)
+        left = Signal(range(held + 1), init=held)
         fresh = Signal(init=1)
         freed = Signal()
         freed_slot = Signal(slot_bits)
-        some = Signal()
+        some = Signal(init=1)
         next_ = Signal(slot_bits)
         second_next = Signal()
         second_next_slot = Signal(slot_bits)
@@ -139,7 +149,6 @@ class BranchTable(wiring.Component):
             free_write.addr.eq(tail),
             free_write.data.eq(freed_slot),
             free_write.en.eq(freed),
-            some.eq(Cat(head, head_lap) != Cat(tail, tail_lap)),
             next_.eq(Mux(fresh, head, free_read.data)),
         ]
         m.d.sync += [
@@ -147,21 +156,25 @@ class BranchTable(wiring.Component):
             freed_slot.eq(self.picked_slot),
             second_next.eq(self.available & ~self.allocate & (second_next | some)),
         ]
+        m.d.comb += self.stays_available.eq((self.available & ~self.allocate) | second_next | some)
+        m.d.sync += self.available.eq(self.stays_available)
         with m.If(self.allocate | ~self.available):
-            m.d.sync += [
-                self.available.eq(second_next | some),
-                self.slot.eq(Mux(second_next, second_next_slot, next_)),
-            ]
+            m.d.sync += self.slot.eq(Mux(second_next, second_next_slot, next_))
+        pops = some & ~second_next
         with m.If(~second_next):
             m.d.sync += second_next_slot.eq(next_)
-            with m.If(some):
-                m.d.sync += head.eq(head + 1)
-                with m.If(head == held - 1):
-                    m.d.sync += [head.eq(0), head_lap.eq(~head_lap), fresh.eq(0)]
+        with m.If(pops):
+            m.d.sync += head.eq(head + 1)
+            with m.If(head == held - 1):
+                m.d.sync += [head.eq(0), fresh.eq(0)]
         with m.If(freed):
             m.d.sync += tail.eq(tail + 1)
             with m.If(tail == held - 1):
-                m.d.sync += [tail.eq(0), tail_lap.eq(~tail_lap)]
+                m.d.sync += tail.eq(0)
+        m.d.sync += [
+            left.eq(left + freed - pops),
+            some.eq(freed | (some & ~(pops & (left == 1)))),
+        ]
 
         # The new entry waits here for a cycle, which spares the table a long way. Whether it is
         # squashed comes still a cycle later; nothing depends on that before it has been picked.
@@ -194,6 +207,7 @@ class BranchTable(wiring.Component):
         squashed = Signal(held)
         ready = Signal(held)
         certain = Signal(held)
+        unresolved = ~(self.resolved | self.resolving)
         for number in range(held):
             branches = Signal(config.branches, name=f"entry{number}_branches")
             settled = Signal(name=f"entry{number}_settled")
@@ -211,7 +225,7 @@ class BranchTable(wiring.Component):
                 m.d.sync += owes.eq((owes & ~finishes) | (starts & new_two))
             m.d.comb += [
                 ready[number].eq(settled & done),
-                certain[number].eq((done | finishes) & ~(branches & ~self.resolved).any()),
+                certain[number].eq((done | finishes) & ~(branches & unresolved).any()),
             ]
             m.d.sync += [
                 branches.eq(Mux(starts, new_branches, branches) & ~self.resolved),
@@ -287,9 +301,10 @@ class BranchTable(wiring.Component):
             Assert(~self.release | self.picked, "an entry is released, and none is picked"),
         ]
         if self.parks:
-            certain_new = new.any() & ~(new_branches & ~self.resolved).any()
+            certain_new = new.any() & ~(new_branches & unresolved).any()
+            comes = self.allocate & ~(self.branches & ~self.resolving).any()
             m.d.comb += self.certain.eq(
-                certain_new | certain.any() | candidate_valid.any() | second
+                comes | certain_new | certain.any() | candidate_valid.any() | second
             )
         m.d.comb += self.empty.eq((taken == 0) & ~allocated)
         return m

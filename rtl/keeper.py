@@ -1,6 +1,9 @@
 """The keeper of the arrays: all work for which they must stand still."""
 
-from amaranth.hdl import Cat, Module, Mux, Signal, Value
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, ValueLike
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
@@ -26,6 +29,49 @@ def flip_layout(config: TagConfig) -> data.StructLayout:
     )
 
 
+class _States:
+    """Steps of which one is going on. Each has a register: that takes less logic than a number.
+
+    Parameters
+    ----------
+    m : Module
+        Where the statements go.
+    first : str
+        The step after reset.
+    """
+
+    def __init__(self, m: Module, first: str) -> None:
+        self._m = m
+        self._first = first
+        self._flags: dict[str, Signal] = {}
+        self._moves: list[tuple[str, str, ValueLike]] = []
+        self._step = first
+
+    def __call__(self, step: str) -> Signal:
+        """Is it this one?"""
+        if step not in self._flags:
+            self._flags[step] = Signal(name=f"at_{step.lower()}", init=step == self._first)
+        return self._flags[step]
+
+    @contextmanager
+    def state(self, step: str) -> Iterator[None]:
+        """What happens in a step, as with :meth:`Module.If`."""
+        self._step = step
+        with self._m.If(self(step)):
+            yield
+
+    def goes(self, step: str, when: ValueLike = 1) -> None:
+        """From the step that is described, this one follows; conditions exclude each other."""
+        self._moves.append((self._step, step, when))
+
+    def move(self) -> None:
+        """Add what makes the steps follow each other, after all are described."""
+        for step, flag in self._flags.items():
+            comes = [self(before) & when for before, to, when in self._moves if to == step]
+            leaves = [when for before, _, when in self._moves if before == step]
+            self._m.d.sync += flag.eq(Cat(comes).any() | (flag & ~Cat(leaves).any()))
+
+
 class Keeper(wiring.Component):
     """Sweeps the directory, finds victims, writes lines back, scrubs.
 
@@ -41,8 +87,8 @@ class Keeper(wiring.Component):
 
     Members
     -------
-    close : ``Out(1)``
-        The door stays shut, and nothing is replayed.
+    close : ``Out(1)``, closes : ``Out(1)``
+        The door stays shut, and nothing is replayed; a register. In the next cycle it will.
     quiet : ``In(1)``
         No probe was in a stage that uses the arrays, one cycle ago.
     owns : ``Out(1)``
@@ -105,6 +151,7 @@ class Keeper(wiring.Component):
         line = config.line_address_bits
         members = {
             "close": Out(1, init=1),
+            "closes": Out(1),
             "quiet": In(1),
             "owns": Out(1, init=1),
             "set": Out(config.set_bits),
@@ -163,7 +210,7 @@ class Keeper(wiring.Component):
         way = Signal(config.way_bits)
         word = Signal(config.word_index_bits)
         line_tag = Signal(config.directory_tag_bits)  # of the line that is worked for
-        last_set = self.set == config.sets - 1
+        last_set = Signal()
         m.d.comb += [self.index.eq(Cat(word, self.set, way)), self.settle_way.eq(way)]
 
         def take_line(line: Value) -> list:
@@ -184,8 +231,6 @@ class Keeper(wiring.Component):
             damaged.eq(is_damaged),
         ]
         value_tag, value_valid = value[:-1], value[-1]
-        entry_value = Signal(code.bits)  # what is written
-        m.d.comb += self.entry.eq(code.encode(entry_value))
         same_line = Signal()
         m.d.sync += same_line.eq(value_tag == line_tag)
 
@@ -197,7 +242,17 @@ class Keeper(wiring.Component):
         m.d.comb += self.evict_word.eq(evict_word)
 
         # What is going on: steps of a job, for those that wait for the arrays.
-        step = Signal(range(16))
+        at = _States(m, "SWEEP")
+        timed = Cat(at(step) for step in ("SCAN", "VICTIM", "VISIT", "SCRUB")).any()
+        timed_before = Signal()
+        since = Signal(8)
+
+        def after(cycles: int) -> Value:
+            """So many cycles have passed since such a step began."""
+            return since[cycles - 1]
+
+        scanning = Signal()
+        checking = Signal()
         scan_way = Signal(config.way_bits)
         scanned_damaged = Signal()
         scanned_valid = Signal(ways)
@@ -205,21 +260,51 @@ class Keeper(wiring.Component):
         drop = Signal()  # and they leave the cache
         act = Signal()
         way_dirty = Signal()
-        victim = Signal(config.way_bits)
+        last_way = Signal()
+        set_done = Signal()  # of all of them, with its last way
+        pointed = Signal(config.way_bits)  # the tree's choice
+        fallback = Signal(config.way_bits)
+        choice = Signal(config.way_bits)
+        free = ~scanned_valid & ~self.busy_ways
         m.d.sync += [
+            timed_before.eq(timed),
+            since.eq(Cat(~timed_before, since) & timed.replicate(len(since))),
             way_dirty.eq(self.dirty.bit_select(way, 1)),
-            victim.eq(self.tree_victim),
+            last_way.eq(way == ways - 1),
+            set_done.eq(all_ways & (way == ways - 1)),
+            pointed.eq(self.tree_victim),
+            fallback.eq(
+                Mux(
+                    self.busy_ways.bit_select(pointed, 1),
+                    _lowest(~self.busy_ways),
+                    pointed,
+                )
+            ),
+            choice.eq(Mux(free.any(), _lowest(free), fallback)),
+            all_ways.eq(
+                (self.maintain_kind == ProbeKind.CLEAN_ALL)
+                | (self.maintain_kind == ProbeKind.CLEAN_INVALIDATE_ALL)
+            ),
+            drop.eq(
+                (self.maintain_kind == ProbeKind.CLEAN_INVALIDATE)
+                | (self.maintain_kind == ProbeKind.CLEAN_INVALIDATE_ALL)
+            ),
+            scanning.eq(at("SCAN") & (scanning | after(1))),
+            checking.eq(at("SCAN") & (checking | after(4))),
+            act.eq(value_valid & ~damaged & (all_ways | same_line)),
         ]
 
         # The line that is written back; or zeroed, by the initialiser.
-        zeroing = Signal()
         zero_line = Cat(self.set, line_tag)
         zero_lines = self.storage_bytes[config.line_bytes.bit_length() - 1 :]
         zeroed = Signal()
         begun = Signal()
+        m.d.sync += last_set.eq(self.set == config.sets - 1)
+        zeroing = at("ZERO_LINE")
         m.d.comb += [
             self.evict_line.eq(Cat(self.set, Mux(zeroing, line_tag, value_tag))),
             self.evict_zero.eq(zeroing),
+            self.evict_write.eq(reading[-1]),
         ]
 
         # The scrubber's clock, and where it is.
@@ -230,295 +315,270 @@ class Keeper(wiring.Component):
         with m.If(timer[-1]):
             m.d.sync += scrub_due.eq(1)
 
-        flip_due: Value = Signal()
+        flip_due: Value = Const(0)
+        flip_index: Value = scrub_index
         if config.injection:
-            flip_due = self.flips.valid
+            flip_due, flip_index = self.flips.valid, self.flips.payload.index
         flipping = Signal()
 
-        after_evict = Signal()  # 0: an MSHR waits for the way; 1: maintenance
+        # What is to be done next, one-hot, and where, as of the last cycle.
+        set_end = len(word) + config.set_bits
         maintaining = Signal()
-        m.d.comb += maintaining.eq(self.maintain & self.writes_idle)
+        work = Signal()
+        next_drop = Signal()
+        next_scan = Signal()
+        next_maintain = Signal()
+        next_flip = Signal()
+        next_scrub = Signal()
+        next_rest = Signal()
+        next_index = Signal(config.index_bits)
+        before: Value = Const(0)
+        for chosen, wanted in (
+            (next_drop, self.broken),
+            (next_scan, self.unsettled),
+            (next_maintain, maintaining),
+            (next_flip, flip_due),
+            (next_scrub, scrub_due),
+            (next_rest, Const(1)),
+        ):
+            m.d.sync += chosen.eq(wanted & ~before)
+            before |= wanted
+        with m.If(self.broken):
+            m.d.sync += next_index.eq(
+                Cat(Const(0, len(word)), self.broken_line[: config.set_bits], self.broken_way)
+            )
+        with m.Elif(self.unsettled):
+            m.d.sync += next_index.eq(Cat(Const(0, len(word)), self.unsettled_line)[:set_end])
+        with m.Elif(maintaining):
+            every_set = all_ways.replicate(config.set_bits)
+            m.d.sync += next_index.eq(
+                Cat(Const(0, len(word)), self.maintain_line[: config.set_bits] & ~every_set)
+            )
+        with m.Elif(flip_due):
+            m.d.sync += next_index.eq(flip_index)
+        with m.Else():
+            m.d.sync += next_index.eq(scrub_index)
+        serves_mshr = Signal()  # the way is for an MSHR, not for maintenance
+        m.d.sync += [
+            maintaining.eq(self.maintain & self.writes_idle),
+            work.eq(
+                self.broken
+                | maintaining
+                | (self.unsettled & (self.urgent | self.calm))
+                | scrub_due
+                | flip_due
+            ),
+        ]
+        m.d.comb += self.idle.eq(
+            at("IDLE")
+            & ~(work | self.broken | self.unsettled | self.maintain | scrub_due | flip_due)
+        )
 
-        m.d.sync += [self.enter.eq(0), self.touch.eq(0), self.keep_dirty.eq(0)]
-        with m.FSM():
-            with m.State("SWEEP"):
-                m.d.sync += [self.enter.eq(~0), self.set.eq(self.set + 1)]
-                with m.If(last_set):
-                    with m.If(self.storage_zeroed):
-                        m.next = "OPEN"
-                    with m.Else():
-                        m.next = "ZERO"
+        opens = at("OPEN") | (at("WAIT") & self.quiet & next_rest)
+        m.d.comb += self.closes.eq((self.close | (at("IDLE") & work)) & ~opens)
+        m.d.sync += self.close.eq(self.closes)
 
-            with m.State("ZERO"):
-                m.d.comb += zeroing.eq(1)
-                # A map of the largest size ends where it begins.
-                m.d.sync += zeroed.eq(begun & (zero_line == zero_lines[:-1]))
-                m.next = "ZERO_LINE"
+        # What is entered: nothing, the line that comes, or what was there.
+        m.d.sync += [
+            self.enter.eq(
+                Mux(at("SWEEP"), ~0, 0)
+                | Mux(
+                    at("DROP") | at("ENTER") | (at("LEAVE") & act) | (at("SCRUB_ENTRY") & ~damaged),
+                    1 << way,
+                    0,
+                )
+            ),
+            self.touch.eq(at("ENTER")),
+            self.keep_dirty.eq(at("SCRUB_ENTRY")),
+            self.entry.eq(code.encode(Mux(at("ENTER"), Cat(line_tag, 1), value))),
+        ]
 
-            with m.State("ZERO_LINE"):
-                m.d.comb += zeroing.eq(1)
-                with m.If(zeroed | (~begun & ~zero_lines.any())):
-                    with m.If(self.writes_idle):
-                        m.next = "OPEN"
-                with m.Elif(self.evict_ready):
-                    m.d.comb += self.evict_start.eq(1)
-                    m.d.sync += [zero_line.eq(zero_line + 1), begun.eq(1)]
-                    m.next = "ZERO"
+        with m.If(at("SWEEP") | at("DROP") | (at("LEAVE") & drop)):
+            m.d.sync += self.entry.eq(0)
 
-            with m.State("OPEN"):
+        with at.state("SWEEP"):
+            m.d.sync += self.set.eq(self.set + 1)
+            swept = self.set == config.sets - 1
+            at.goes("OPEN", swept & self.storage_zeroed)
+            at.goes("ZERO", swept & ~self.storage_zeroed)
+
+        # Is the last line zeroed? A map of the largest size ends where it begins.
+        ends = [
+            zero_line[n : n + 8] == zero_lines[:-1][n : n + 8] for n in range(0, len(zero_line), 8)
+        ]
+        empty = [~zero_lines[n : n + 8].any() for n in range(0, len(zero_lines), 8)]
+        is_last = Signal(len(ends))
+        is_empty = Signal(len(empty))
+        m.d.sync += [
+            is_last.eq(Cat(ends)),
+            is_empty.eq(Cat(empty)),
+            zeroed.eq(Mux(begun, is_last.all(), is_empty.all())),
+        ]
+
+        with at.state("ZERO"):
+            at.goes("ZERO_CHECKED")
+        with at.state("ZERO_CHECKED"):
+            at.goes("ZERO_LINE")
+
+        with at.state("ZERO_LINE"):
+            with m.If(~zeroed & self.evict_ready):
+                m.d.comb += self.evict_start.eq(1)
                 m.d.sync += [
-                    self.close.eq(0),
-                    self.owns.eq(0),
-                    self.sweep.eq(0),
-                    self.ready.eq(1),
+                    self.set.eq(self.set + 1),
+                    line_tag.eq(line_tag + last_set),
+                    begun.eq(1),
                 ]
-                m.next = "IDLE"
+            at.goes("OPEN", zeroed & self.writes_idle)
+            at.goes("ZERO", ~zeroed & self.evict_ready)
 
-            with m.State("IDLE"):
-                work = Signal()
-                m.d.comb += [
-                    work.eq(
-                        self.broken
-                        | maintaining
-                        | (self.unsettled & (self.urgent | self.calm))
-                        | scrub_due
-                        | flip_due
-                    ),
-                    self.idle.eq(~work & ~self.unsettled & ~self.maintain),
-                ]
-                with m.If(work):
-                    m.d.sync += self.close.eq(1)
-                    m.next = "CLOSE"
+        with at.state("OPEN"):
+            m.d.sync += [self.owns.eq(0), self.sweep.eq(0), self.ready.eq(1)]
+            at.goes("IDLE")
 
-            with m.State("CLOSE"):
-                # The door was open in the last cycle; what came through is seen in this one, and
-                # `quiet` tells of it in the next.
-                m.next = "CLOSE_2"
+        with at.state("IDLE"):
+            at.goes("CLOSE", work)
 
-            with m.State("CLOSE_2"):
-                m.next = "WAIT"
+        # The door was open in the last cycle; what came through is seen in this one, and `quiet`
+        # tells of it in the next.
+        with at.state("CLOSE"):
+            at.goes("CLOSE_2")
+        with at.state("CLOSE_2"):
+            at.goes("WAIT")
 
-            with m.State("WAIT"):
+        with at.state("WAIT"):
+            m.d.sync += [
+                evict_word.eq(0),
+                scan_way.eq(0),
+                scanned_damaged.eq(0),
+                serves_mshr.eq(next_scan),
+                flipping.eq(next_flip),
+                self.owns.eq(self.quiet & ~next_rest),
+                self.scrubbing.eq(self.quiet & (next_flip | next_scrub)),
+                line_tag.eq(
+                    Mux(next_scan, self.unsettled_line, self.maintain_line)[config.set_bits :]
+                ),
+            ]
+            m.d.sync += Cat(word, self.set, way).eq(next_index)
+            with m.If(self.quiet & next_scrub):
+                m.d.sync += [scrub_index.eq(scrub_index + 1), scrub_due.eq(0)]
+            at.goes("DROP", self.quiet & next_drop)
+            at.goes("SCAN", self.quiet & next_scan)
+            at.goes("VISIT", self.quiet & next_maintain)
+            at.goes("SCRUB", self.quiet & (next_flip | next_scrub))
+            at.goes("IDLE", self.quiet & next_rest)
+
+        with at.state("DROP"):
+            m.d.comb += self.mended.eq(1)
+            at.goes("AGAIN")
+
+        # Requests that were just served need two cycles to fall.
+        with at.state("AGAIN"):
+            at.goes("AGAIN_2")
+        with at.state("AGAIN_2"):
+            at.goes("WAIT")
+
+        # A way for a line: look at all of them first.
+        with at.state("SCAN"):
+            with m.If(scanning):
+                m.d.sync += way.eq(way + 1)
+            with m.If(checking):
                 m.d.sync += [
-                    step.eq(0),
-                    word.eq(0),
-                    way.eq(0),
-                    scanned_damaged.eq(0),
-                    scanned_valid.eq(0),
-                    flipping.eq(0),
-                    self.owns.eq(self.quiet),
-                    self.scrubbing.eq(0),
+                    scan_way.eq(scan_way + 1),
+                    scanned_valid.eq(Cat(scanned_valid[1:], value_valid)),
+                    scanned_damaged.eq(scanned_damaged | damaged),
                 ]
-                with m.If(self.quiet):
-                    with m.If(self.broken):
-                        m.d.sync += [
-                            self.set.eq(self.broken_line[: config.set_bits]),
-                            way.eq(self.broken_way),
-                            entry_value.eq(0),
-                        ]
-                        m.next = "DROP"
-                    with m.Elif(self.unsettled):
-                        m.d.sync += take_line(self.unsettled_line)
-                        m.next = "SCAN"
-                    with m.Elif(maintaining):
-                        m.d.sync += take_line(self.maintain_line)
-                        m.d.sync += [
-                            all_ways.eq(
-                                (self.maintain_kind == ProbeKind.CLEAN_ALL)
-                                | (self.maintain_kind == ProbeKind.CLEAN_INVALIDATE_ALL)
-                            ),
-                            drop.eq(
-                                (self.maintain_kind == ProbeKind.CLEAN_INVALIDATE)
-                                | (self.maintain_kind == ProbeKind.CLEAN_INVALIDATE_ALL)
-                            ),
-                        ]
-                        m.next = "MAINTAIN"
-                    with m.Elif(flip_due):
-                        if config.injection:
-                            m.d.sync += [
-                                Cat(word, self.set, way).eq(self.flips.payload.index),
-                                flipping.eq(1),
-                            ]
-                        m.d.sync += self.scrubbing.eq(1)
-                        m.next = "SCRUB"
-                    with m.Elif(scrub_due):
-                        m.d.sync += [
-                            Cat(word, self.set, way).eq(scrub_index),
-                            scrub_index.eq(scrub_index + 1),
-                            scrub_due.eq(0),
-                            self.scrubbing.eq(1),
-                        ]
-                        m.next = "SCRUB"
-                    with m.Else():
-                        m.d.sync += [self.close.eq(0), self.owns.eq(0)]
-                        m.next = "IDLE"
+            at.goes("CHOOSE", checking & (scan_way == ways - 1))
 
-            with m.State("DROP"):
-                m.d.sync += self.enter.eq(1 << way)
-                m.d.comb += self.mended.eq(1)
-                m.next = "AGAIN"
+        # The lowest free way, else the tree's, but never a busy one: then the lowest that is not.
+        with at.state("CHOOSE"):
+            at.goes("CHOSEN")
+        with at.state("CHOSEN"):
+            m.d.sync += way.eq(choice)
+            at.goes("VICTIM")
 
-            with m.State("AGAIN"):
-                # Requests that were just served need a cycle to fall.
-                m.next = "AGAIN_2"
+        with at.state("VICTIM"):
+            # Its entry is read once more: so far it was one of many.
+            evicts = value_valid & way_dirty
+            at.goes("POISON", after(3) & scanned_damaged)
+            at.goes("EVICT", after(3) & ~scanned_damaged & evicts)
+            at.goes("ENTER", after(3) & ~scanned_damaged & ~evicts)
 
-            with m.State("AGAIN_2"):
-                m.next = "WAIT"
+        with at.state("POISON"):
+            m.d.comb += [self.settle.eq(1), self.settle_poisoned.eq(1)]
+            at.goes("AGAIN")
 
-            # A way for a line: look at all of them first.
-            with m.State("SCAN"):
-                m.d.sync += step.eq(step + 1)
-                with m.If(step >= 2):
-                    m.d.sync += way.eq(way + 1)
-                with m.If(step == 5):
-                    m.d.sync += [step.eq(5), scan_way.eq(scan_way + 1)]
-                    m.d.sync += scanned_valid.bit_select(scan_way, 1).eq(value_valid)
-                    with m.If(damaged):
-                        m.d.sync += scanned_damaged.eq(1)
-                    with m.If(scan_way == ways - 1):
-                        m.next = "CHOOSE"
-                with m.Else():
-                    m.d.sync += scan_way.eq(0)
+        with at.state("ENTER"):
+            m.d.comb += self.settle.eq(1)
+            at.goes("AGAIN")
 
-            with m.State("CHOOSE"):
-                m.d.sync += [
-                    way.eq(_choice(victim, ~scanned_valid, self.busy_ways)),
-                    step.eq(0),
-                ]
-                m.next = "VICTIM"
+        # A line goes to the write-back buffer.
+        with at.state("EVICT"):
+            m.d.comb += self.evict_start.eq(self.evict_ready)
+            at.goes("EVICT_READ", self.evict_ready)
 
-            with m.State("VICTIM"):
-                # Its entry is read once more: so far it was one of many.
-                m.d.sync += [
-                    step.eq(step + 1),
-                    entry_value.eq(Cat(line_tag, 1)),
-                    after_evict.eq(0),
-                    word.eq(0),
-                    evict_word.eq(0),
-                ]
-                with m.If(step == 4):
-                    m.d.sync += step.eq(0)
-                    with m.If(scanned_damaged):
-                        m.next = "POISON"
-                    with m.Elif(value_valid & way_dirty):
-                        m.next = "EVICT"
-                    with m.Else():
-                        m.next = "ENTER"
+        with at.state("EVICT_READ"):
+            m.d.comb += issued.eq(1)
+            m.d.sync += word.eq(word + 1)
+            at.goes("EVICT_REST", word == words - 1)
 
-            with m.State("POISON"):
-                m.d.comb += [self.settle.eq(1), self.settle_poisoned.eq(1)]
-                m.next = "AGAIN"
+        with at.state("EVICT_REST"):
+            last = Signal()
+            m.d.comb += [
+                last.eq(self.evict_write & (evict_word == words - 1)),
+                self.evict_done.eq(last),
+            ]
+            at.goes("ENTER", last & serves_mshr)
+            at.goes("CLEANED", last & ~serves_mshr)
 
-            with m.State("ENTER"):
-                m.d.sync += [self.enter.eq(1 << way), self.touch.eq(1)]
-                m.d.comb += self.settle.eq(1)
-                m.next = "AGAIN"
+        with m.If(self.evict_write):
+            m.d.sync += evict_word.eq(evict_word + 1)
 
-            # A line goes to the write-back buffer.
-            with m.State("EVICT"):
-                m.d.comb += self.evict_start.eq(self.evict_ready)
-                with m.If(self.evict_ready):
-                    m.next = "EVICT_READ"
+        # Maintenance: every way of one set, or of all.
+        with at.state("VISIT"):
+            at.goes("EVICT", after(8) & act & way_dirty)
+            at.goes("CLEANED", after(8) & ~(act & way_dirty))
 
-            with m.State("EVICT_READ"):
-                m.d.comb += [issued.eq(1), self.evict_write.eq(reading[-1])]
-                m.d.sync += word.eq(word + 1)
-                with m.If(self.evict_write):
-                    m.d.sync += evict_word.eq(evict_word + 1)
-                with m.If(word == words - 1):
-                    m.next = "EVICT_REST"
+        # The entry of a line that stays is written again, as it should be.
+        with at.state("CLEANED"):
+            at.goes("LEAVE")
+        with at.state("LEAVE"):
+            at.goes("NEXT")
 
-            with m.State("EVICT_REST"):
-                m.d.comb += self.evict_write.eq(reading[-1])
-                with m.If(self.evict_write):
-                    m.d.sync += evict_word.eq(evict_word + 1)
-                with m.If(self.evict_write & (evict_word == words - 1)):
-                    m.d.comb += self.evict_done.eq(1)
-                    with m.If(after_evict):
-                        m.next = "CLEANED"
-                    with m.Else():
-                        m.next = "ENTER"
+        with at.state("NEXT"):
+            m.d.sync += way.eq(way + 1)
+            with m.If(set_done):
+                m.d.sync += self.set.eq(self.set + 1)
+            at.goes("VISIT", ~last_way | (set_done & ~last_set))
+            at.goes("MAINTAINED", last_way & ~(set_done & ~last_set))
 
-            # Maintenance: every way of one set, or of all.
-            with m.State("MAINTAIN"):
-                m.d.sync += [way.eq(0), step.eq(0)]
-                with m.If(all_ways):
-                    m.d.sync += self.set.eq(0)
-                m.next = "VISIT"
+        with at.state("MAINTAINED"):
+            m.d.comb += self.maintained.eq(self.writes_idle)
+            at.goes("AGAIN", self.writes_idle)
 
-            with m.State("VISIT"):
-                m.d.sync += [
-                    step.eq(step + 1),
-                    act.eq(value_valid & ~damaged & (all_ways | same_line)),
-                    after_evict.eq(1),
-                    word.eq(0),
-                    evict_word.eq(0),
-                ]
-                with m.If(step == 8):
-                    with m.If(act & way_dirty):
-                        m.next = "EVICT"
-                    with m.Else():
-                        m.next = "CLEANED"
+        # One word and one entry are read, corrected and written back.
+        with at.state("SCRUB"):
+            m.d.comb += [
+                self.rewrite.eq(after(8)),
+                self.scrubbed.eq(after(8) & ~flipping),
+            ]
+            at.goes("SCRUB_ENTRY", after(8))
 
-            with m.State("CLEANED"):
-                # The entry of a line that stays is written again, as it should be.
-                m.d.sync += entry_value.eq(Mux(drop, 0, value))
-                m.next = "LEAVE"
+        with at.state("SCRUB_ENTRY"):
+            at.goes("SCRUBBED")
 
-            with m.State("LEAVE"):
-                with m.If(act):
-                    m.d.sync += self.enter.eq(1 << way)
-                m.next = "NEXT"
+        with at.state("SCRUBBED"):
+            if config.injection:
+                m.d.comb += self.flips.ready.eq(flipping)
+            at.goes("AGAIN")
 
-            with m.State("NEXT"):
-                m.d.sync += [step.eq(0), way.eq(way + 1)]
-                with m.If(way != ways - 1):
-                    m.next = "VISIT"
-                with m.Elif(all_ways & ~last_set):
-                    m.d.sync += self.set.eq(self.set + 1)
-                    m.next = "VISIT"
-                with m.Else():
-                    m.next = "MAINTAINED"
-
-            with m.State("MAINTAINED"):
-                with m.If(self.writes_idle):
-                    m.d.comb += self.maintained.eq(1)
-                    m.next = "AGAIN"
-
-            # One word and one entry are read, corrected and written back.
-            with m.State("SCRUB"):
-                m.d.sync += [step.eq(step + 1), entry_value.eq(value)]
-                with m.If(step == 8):
-                    m.d.comb += [self.rewrite.eq(1), self.flipping.eq(flipping)]
-                    m.d.comb += self.scrubbed.eq(~flipping)
-                    m.next = "SCRUB_ENTRY"
-
-            with m.State("SCRUB_ENTRY"):
-                m.d.sync += self.keep_dirty.eq(1)
-                with m.If(~damaged):
-                    m.d.sync += self.enter.eq(1 << way)
-                m.next = "SCRUBBED"
-
-            with m.State("SCRUBBED"):
-                m.d.comb += self.flipping.eq(flipping)
-                if config.injection:
-                    m.d.comb += self.flips.ready.eq(flipping)
-                m.next = "AGAIN"
+        m.d.comb += self.flipping.eq(flipping & (self.rewrite | at("SCRUBBED")))
+        at.move()
         return m
 
 
-def _choice(tree: Value, free: Value, busy: Value) -> Value:
-    """The lowest free way, else the tree's, but never a busy one: then the lowest that is not."""
-
-    def lowest(flags: Value) -> Value:
-        number: Value = Value.cast(len(flags) - 1)
-        for position in reversed(range(len(flags) - 1)):
-            number = Mux(flags[position], position, number)
-        return number
-
-    candidates = free & ~busy
-    return Mux(
-        candidates.any(),
-        lowest(candidates),
-        Mux(busy.bit_select(tree, 1), lowest(~busy), tree),
-    )
+def _lowest(flags: Value) -> Value:
+    """The number of the lowest flag that is set; the last one's if none is."""
+    number: Value = Value.cast(len(flags) - 1)
+    for position in reversed(range(len(flags) - 1)):
+        number = Mux(flags[position], position, number)
+    return number

@@ -180,7 +180,7 @@ class MissUnit(wiring.Component):
                 "broken_line": Out(line),
                 "broken_way": Out(config.way_bits),
                 "mended": In(1),
-                "evict_ready": Out(1),
+                "evict_ready": Out(1, init=1),
                 "evict_start": In(1),
                 "evict_line": In(line),
                 "evict_zero": In(1),
@@ -304,14 +304,16 @@ class MissUnit(wiring.Component):
             word_write.addr.eq(Cat(self.evict_word, loading)),
             word_write.data.eq(self.secret_evict_tags),
             word_write.en.eq(self.evict_write),
-            self.evict_ready.eq(~_flag(active, loading) & ~write_line_valid),
             self.writes_idle.eq(~active.any()),
             self.idle.eq(~active.any() & ~self.valid.any()),
         ]
         with m.If(self.evict_start):
             m.d.sync += [write_line.eq(self.evict_line), write_line_valid.eq(1)]
         zero_start = self.evict_start & self.evict_zero
-        m.d.sync += loading.eq(loading ^ (self.evict_done | zero_start))
+        m.d.sync += [
+            loading.eq(loading ^ (self.evict_done | zero_start)),
+            self.evict_ready.eq(~(_flag(active, loading) | write_line_valid | self.evict_start)),
+        ]
         for n in range(2):
             mine = loading == n
             with m.If(self.evict_start & mine):
@@ -335,15 +337,18 @@ class MissUnit(wiring.Component):
         m.d.comb += [
             axi.awaddr.eq(Cat(offset, write_address)),
             axi.awid.eq(write_id),
+        ]
+        m.d.sync += [
+            same.eq(kin[0] == kin[1]),
             write_go.eq(
                 address_valid
                 & ~axi.awvalid
                 & ~words_left
                 & _flag(complete, sending)
                 & ~(same & sent.any())
+                & ~write_go
             ),
         ]
-        m.d.sync += same.eq(kin[0] == kin[1])
         with m.If(~address_valid):
             m.d.sync += [
                 write_address.eq(self._address(write_line)),
@@ -438,7 +443,7 @@ class MissUnit(wiring.Component):
         beat_place = Signal(pointer)
         beat_go = Signal()
         came = axi.rvalid & axi.rready
-        queued = beats_in != beats_out
+        queued = Signal()
         m.d.comb += [
             tags_write.addr.eq(beats_in),
             tags_write.data.eq(axi.rdata),
@@ -451,10 +456,16 @@ class MissUnit(wiring.Component):
             tags_read.addr.eq(beat_place),
         ]
         waiting = Signal(pointer)
-        m.d.comb += waiting.eq(beats_in - beats_out)
-        # Two more may come before this is seen, and one is in `beat`.
-        m.d.sync += [axi.rready.eq(waiting < _BEATS - 4), beats_in.eq(beats_in + came)]
-        with m.If(~beat_valid | beat_go):
+        takes = ~beat_valid | beat_go
+        one = (beats_in - beats_out)[: len(beats_in)] == 1
+        m.d.sync += [
+            waiting.eq(beats_in - beats_out),
+            # Three more may come before this is seen, and one is in `beat`.
+            axi.rready.eq(waiting < _BEATS - 5),
+            beats_in.eq(beats_in + came),
+            queued.eq(Mux(takes, queued & (came | ~one), queued | came)),
+        ]
+        with m.If(takes):
             m.d.sync += [
                 beat_valid.eq(queued | came),
                 beat.eq(Mux(queued, beats_read.data.as_value(), beats_write.data.as_value())),

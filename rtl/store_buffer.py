@@ -8,8 +8,8 @@ from .config import TagConfig
 
 __all__ = ["StoreBuffer"]
 
-UNDER_WAY = 5
-"""Tag stores between the door and the stage that reads their tags."""
+UNDER_WAY = 6
+"""Places that may be written after the count of them is known which tells that there is none."""
 
 
 class StoreBuffer(wiring.Component):
@@ -21,11 +21,11 @@ class StoreBuffer(wiring.Component):
     Members
     -------
     ready : ``Out(1)``
-        ``slot`` may be written; a register's value.
+        A tag store may be admitted in the next cycle; a register.
     slot : ``Out(config.store_bits)``
         The place that is written next.
     write : ``In(1)``
-        Write ``secret_write_tags``; only while ``ready``.
+        A tag store is admitted, with ``secret_write_tags``; only in the cycle after ``ready``.
     secret_write_tags : ``In(64)``
         A tag for each granule of the word.
     read_slot : ``In(config.store_bits)``
@@ -94,7 +94,7 @@ class StoreBuffer(wiring.Component):
         m.d.sync += [
             waiting.eq(waiting + self.waits - self.leaves),
             ahead.eq(self.slot - oldest),
-            self.ready.eq(ahead < depth - 2 * UNDER_WAY),
+            self.ready.eq(ahead < depth - UNDER_WAY),
         ]
         with m.If(self.leaves):
             m.d.sync += oldest.eq(self.leaves_slot)

@@ -64,7 +64,7 @@ class TagCache(wiring.Component):
 
     A probe that finds its line is at ``check`` six cycles after its number was at ``word``. One
     that does not goes onto the waiting list, and comes there after its line. Nothing is refused: a
-    word may come in every cycle but those that follow on ``pause``.
+    word may come in every cycle but the second one after ``pause``.
 
     What the cache does, and when, follows from the probes' kinds, words and masks and from the
     memory port's handshakes, never from tags.
@@ -80,8 +80,7 @@ class TagCache(wiring.Component):
     detail : ``In(detail_layout(config))``
         What it wants; one cycle later.
     pause : ``Out(1)``
-        The door admits nothing in this cycle, so that in the next but one no word comes. A
-        register.
+        The door admits nothing in the next cycle, so that in the one after no word comes.
     store_ready, store_slot, store, secret_store_tags
         The store buffer, see :class:`StoreBuffer`: tags come with the admission of a tag store.
     room : ``In(1)``
@@ -120,7 +119,7 @@ class TagCache(wiring.Component):
             "word": In(config.word_address_bits),
             "again": In(1),
             "detail": In(detail_layout(config)),
-            "pause": Out(1, init=1),
+            "pause": Out(1),
             "store_ready": Out(1),
             "store_slot": Out(config.store_bits),
             "store": In(1),
@@ -204,8 +203,17 @@ class TagCache(wiring.Component):
         c2_stores = Signal()
         c2_maintains = Signal()
         c2_refuses = Signal()
-        kind = c1_detail.kind
-        looks = (kind == ProbeKind.CHECK) | (kind == ProbeKind.LOAD) | (kind == ProbeKind.STORE)
+
+        def c1_is(*kinds: ProbeKind) -> Value:
+            """Is the probe of one of these kinds? Where it is from is asked last."""
+            of_list, of_new = (
+                Cat(detail.kind == kind for kind in kinds).any()
+                for detail in (waiting.detail, self.detail)
+            )
+            return c1_valid & Mux(c1_replay, of_list, of_new)
+
+        looking = (ProbeKind.CHECK, ProbeKind.LOAD, ProbeKind.STORE)
+        maintaining = tuple(kind for kind in ProbeKind if kind not in (*looking, ProbeKind.NONE))
         c2_reads = (c2_detail.kind == ProbeKind.CHECK) | (c2_detail.kind == ProbeKind.LOAD)
         m.d.sync += [
             c2_valid.eq(c1_valid),
@@ -214,9 +222,9 @@ class TagCache(wiring.Component):
             c2_word.eq(c1_word),
             c2_detail.eq(c1_detail),
             c2_code.eq(code.encode(Cat(c1_word[tag_at:], 1))),
-            c2_looks.eq(c1_valid & looks),
-            c2_stores.eq(c1_valid & (kind == ProbeKind.STORE)),
-            c2_maintains.eq(c1_valid & ~looks & (kind != ProbeKind.NONE)),
+            c2_looks.eq(c1_is(*looking)),
+            c2_stores.eq(c1_is(ProbeKind.STORE)),
+            c2_maintains.eq(c1_is(*maintaining)),
         ]
         c3_word = Signal(config.word_address_bits)
         c4_word = Signal(config.word_address_bits)
@@ -226,28 +234,27 @@ class TagCache(wiring.Component):
             equal = Signal(len(pieces), name=f"c2_near_{distance}")
             near.append(equal)
             m.d.sync += equal.eq(Cat(pieces))
-        # Of each group of eight bits: is none different; is at most one pair; is in no pair both?
-        ways_none, ways_few, ways_single = [], [], []
+        # Of each group of eight bits: is none different, is at most one? It is so if at most one
+        # pair differs, and in no pair both bits, which takes the reset of the register: then it
+        # costs no LUT more behind the memory.
+        ways_none, ways_few = [], []
         for way in range(config.ways):
+            starts = range(0, code.width, 8)
+            none = Signal(len(starts), name=f"c3_none_{way}")
+            few = Signal(len(starts), name=f"c3_few_{way}", reset_less=True)
+            ways_none.append(none)
+            ways_few.append(few)
             difference = array.entries[way] ^ c2_code
-            none, few, single = [], [], []
-            for at in range(0, code.width, 8):
-                pairs = [
-                    difference[n : min(n + 2, at + 8)]
-                    for n in range(at, min(at + 8, code.width), 2)
-                ]
+            for group, at in enumerate(starts):
+                bits = difference[at : at + 8]
+                pairs = [bits[n : n + 2] for n in range(0, len(bits), 2)]
                 differs = [pair.any() for pair in pairs]
-                none.append(~Cat(differs).any())
-                few.append(_at_most_one(differs))
-                single.append(~Cat(pair.all() for pair in pairs if len(pair) == 2).any())
-            for name, flags, register in (
-                ("none", none, ways_none),
-                ("few", few, ways_few),
-                ("single", single, ways_single),
-            ):
-                signal = Signal(len(flags), name=f"c3_{name}_{way}")
-                m.d.sync += signal.eq(Cat(flags))
-                register.append(signal)
+                m.d.sync += [
+                    none[group].eq(~Cat(differs).any()),
+                    few[group].eq(_at_most_one(differs)),
+                ]
+                with m.If(Cat(pair.all() for pair in pairs if len(pair) == 2).any()):
+                    m.d.sync += few[group].eq(0)
         m.d.comb += stores.read_slot.eq(c2_detail.store)
 
         # c3: the decision.
@@ -278,9 +285,7 @@ class TagCache(wiring.Component):
         hits = Signal(config.ways)
         for way in range(config.ways):
             m.d.comb += hits[way].eq(
-                ways_few[way].all()
-                & ways_single[way].all()
-                & _at_most_one([~flag for flag in ways_none[way]])
+                ways_few[way].all() & _at_most_one([~flag for flag in ways_none[way]])
             )
         c4_waits = Signal()
         c5_waits = Signal()
@@ -293,7 +298,7 @@ class TagCache(wiring.Component):
         live = Signal()
         must_wait = Signal()
         found = Signal()  # if it hits, it goes
-        goes = Signal()
+        goes_anyway = Signal()
         m.d.comb += [
             matches.eq(miss.match & miss.valid & ~dying & ~dead),
             live.eq(c3_epoch == waiting.now),
@@ -301,27 +306,27 @@ class TagCache(wiring.Component):
                 closed | matches.any() | (c3_near & Cat(c4_waits, c5_waits, c6_waits)).any()
             ),
             found.eq(c3_looks & Mux(c3_replay, live & ~(matches & ~miss.filled).any(), ~must_wait)),
-            goes.eq(
-                (found & hits.any())
-                | (c3_valid & ~c3_replay & ~c3_looks & ~c3_maintains)
-                | (
-                    c3_replay
-                    & live
-                    & (
-                        c3_refuses
-                        | (c3_looks & (matches & miss.refused).any())
-                        | (c3_maintains & maintained)
-                    )
+            goes_anyway.eq(
+                Mux(
+                    c3_replay,
+                    live & (c3_refuses | (c3_maintains & maintained)),
+                    c3_valid & ~c3_looks & ~c3_maintains,
                 )
             ),
         ]
         m.d.comb += self.looked_up.eq(c3_valid & ~c3_replay & (c3_looks | c3_refuses))
 
         # What is written into the data array: a tag store, a word of a line, or a scrubbed word.
-        m.d.comb += miss.fill.ready.eq(~c3_stores & ~keeper.scrubbing)
+        scrubs = Signal()
+        m.d.sync += [
+            scrubs.eq(keeper.scrubbing),
+            miss.fill.ready.eq(~c2_stores & ~keeper.scrubbing),
+        ]
         write_index = Signal(config.index_bits)
         write_lanes = Signal(config.word_granules)
-        writes = Signal()
+        stores_found = Signal()
+        fills = Signal()
+        secret_rewrites = Signal()
         secret_write_tags = Signal(config.word_bits)
         hit_way = Signal(config.way_bits)
         hit_index = Cat(c3_word[:tag_at], hit_way)
@@ -330,30 +335,50 @@ class TagCache(wiring.Component):
         m.d.sync += [
             c4_index.eq(Mux(keeper.owns, keeper.index, hit_index)),
             write_lanes.eq(Mux(c3_stores, c3_detail.mask, ~0)),
-            writes.eq((found & c3_stores & hits.any()) | (miss.fill.valid & miss.fill.ready)),
-            write_index.eq(Mux(c3_stores, hit_index, miss.fill.payload.index)),
-            secret_write_tags.eq(Mux(c3_stores, secret_c3_tags, miss.fill.payload.secret_tags)),
+            stores_found.eq(found & c3_stores),
+            fills.eq(miss.fill.valid & miss.fill.ready),
+            secret_rewrites.eq(keeper.rewrite & ~self.secret_damaged),
         ]
-        secret_rewrites = Signal()
-        m.d.sync += secret_rewrites.eq(keeper.rewrite & ~self.secret_damaged)
-        with m.If(keeper.rewrite):
+        with m.If(scrubs):
             m.d.sync += [write_index.eq(keeper.index), secret_write_tags.eq(self.secret_corrected)]
+        with m.Elif(c3_stores):
+            m.d.sync += [write_index.eq(hit_index), secret_write_tags.eq(secret_c3_tags)]
+        with m.Else():
+            m.d.sync += [
+                write_index.eq(miss.fill.payload.index),
+                secret_write_tags.eq(miss.fill.payload.secret_tags),
+            ]
 
-        # c4: the data array works; and what the decision means for lists and state.
+        # c4: the data array works; and what the decision means for lists and state. Whether there
+        # was a hit is the last to be known: it meets the rest of the decision here.
         c4_valid = Signal()  # it goes on
         c4_detail = Signal(detail_layout(config))
+        c4_first = Signal()  # it is no replay
         c4_replay = Signal()
+        c4_live = Signal()
         c4_pops = Signal()
         c4_fails = Signal()
         c4_maintains = Signal()
+        c4_may_miss = Signal()
         c4_missed = Signal()  # it needs an MSHR
         c4_matches = Signal(config.mshrs)
         c4_near = Signal(NEIGHBOURS)
-        c4_hits = Signal(config.ways)
+        c4_hit = Signal()
+        c4_found = Signal()
+        c4_goes_anyway = Signal()
+        c4_refused = Signal()  # a replay whose line was refused
         c4_used = Signal()
         c4_stores = Signal()
         c4_refusal = Signal(Refusal)
         c4_any = Signal()
+        m.d.comb += [
+            c4_used.eq(c4_found & c4_hit),
+            c4_valid.eq(c4_used | c4_goes_anyway | c4_refused),
+            c4_waits.eq(c4_first & ~(c4_used | c4_goes_anyway)),
+            c4_pops.eq(c4_replay & c4_valid),
+            c4_fails.eq(c4_live & ~c4_valid),
+            c4_missed.eq(c4_may_miss & ~c4_hit),
+        ]
         refusal = Signal(Refusal)
         with m.If(c3_refuses):
             m.d.comb += refusal.eq(Refusal.ABORT)
@@ -365,28 +390,29 @@ class TagCache(wiring.Component):
                     m.d.comb += refusal.eq(miss.refusals[number])
         m.d.sync += [
             c4_any.eq(c3_valid),
-            c4_valid.eq(goes),
+            c4_first.eq(c3_valid & ~c3_replay),
             c4_detail.eq(c3_detail),
             c4_replay.eq(c3_replay),
+            c4_live.eq(c3_replay & live),
             c4_word.eq(c3_word),
-            c4_waits.eq(c3_valid & ~c3_replay & ~goes),
-            c4_pops.eq(c3_replay & goes),
-            c4_fails.eq(c3_replay & live & ~goes),
             c4_maintains.eq(c3_maintains),
-            c4_missed.eq(
-                c3_looks & ~hits.any() & Mux(c3_replay, live & ~matches.any(), ~must_wait)
-            ),
+            c4_may_miss.eq(c3_looks & Mux(c3_replay, live & ~matches.any(), ~must_wait)),
+            c4_found.eq(found),
+            c4_goes_anyway.eq(goes_anyway),
+            c4_refused.eq(c3_replay & live & c3_looks & (matches & miss.refused).any()),
+            c4_hit.eq(hits.any()),
             c4_matches.eq(matches),
             c4_near.eq(c3_near & Cat(c4_waits, c5_waits, c6_waits)),
-            c4_hits.eq(hits),
-            c4_used.eq(found & hits.any()),
             c4_stores.eq(c3_stores),
             c4_refusal.eq(refusal),
         ]
         m.d.comb += [
             array.index.eq(c4_index),
             array.write_lanes.eq(
-                write_lanes & (writes | secret_rewrites).replicate(config.word_granules)
+                write_lanes
+                & ((stores_found & c4_hit) | fills | secret_rewrites).replicate(
+                    config.word_granules
+                )
             ),
             array.write_index.eq(write_index),
             array.secret_write_codes.eq(
@@ -397,35 +423,41 @@ class TagCache(wiring.Component):
             ),
         ]
 
-        # Replacement and dirty bits: read and written in one cycle.
+        # Replacement and dirty bits: read and written in one cycle. What the keeper enters is noted
+        # one cycle later.
         state_layout = data.StructLayout({"tree": config.ways - 1, "dirty": config.ways})
         m.submodules.state = state = memory.Memory(shape=state_layout, depth=config.sets, init=[])
         state_read = state.read_port(domain="comb")
         state_write = state.write_port()
         tree, dirty = state_read.data.tree, state_read.data.dirty
-        used_ways = Mux(keeper.owns, keeper.enter, c4_hits)
-        state_set = Signal(config.set_bits)  # the keeper's, one cycle late, or that of c4
-        m.d.sync += state_set.eq(Mux(keeper.owns, keeper.set, c3_word[line_at:tag_at]))
+        state_set = Signal(config.set_bits)
+        touched = Signal(config.ways)
+        changed = Signal(config.ways)
+        cleans = Signal()
+        enters = Signal()
+        sweeps = Signal()
+        m.d.sync += [
+            state_set.eq(Mux(keeper.owns, keeper.set, c3_word[line_at:tag_at])),
+            changed.eq(Mux(keeper.owns, keeper.enter, hits)),
+            touched.eq(Mux(keeper.owns, keeper.enter & keeper.touch.replicate(config.ways), hits)),
+            cleans.eq(keeper.owns & ~keeper.keep_dirty),
+            enters.eq(keeper.enter.any()),
+            sweeps.eq(keeper.sweep),
+        ]
         m.d.comb += [
             state_read.addr.eq(state_set),
-            state_write.addr.eq(state_read.addr),
-            state_write.en.eq(c4_used | keeper.enter.any()),
-            state_write.data.tree.eq(tree),
+            state_write.addr.eq(state_set),
+            state_write.en.eq(c4_used | enters),
+            state_write.data.tree.eq(_tree_touched(tree, touched)),
+            state_write.data.dirty.eq(
+                (dirty & ~(changed & cleans.replicate(config.ways)))
+                | (changed & c4_stores.replicate(config.ways))
+            ),
             keeper.dirty.eq(dirty),
             keeper.tree_victim.eq(_tree_victim(tree, config.way_bits)),
         ]
-        with m.If(keeper.sweep):
-            m.d.comb += state_write.data.tree.eq(0)
-        with m.Elif(~keeper.owns | keeper.touch):
-            m.d.comb += state_write.data.tree.eq(_tree_touched(tree, used_ways))
-        with m.If(keeper.owns):
-            m.d.comb += state_write.data.dirty.eq(
-                dirty & ~(keeper.enter & ~keeper.keep_dirty.replicate(config.ways))
-            )
-        with m.Else():
-            m.d.comb += state_write.data.dirty.eq(
-                dirty | (c4_hits & c4_stores.replicate(config.ways))
-            )
+        with m.If(sweeps):
+            m.d.comb += state_write.data.eq(0)
 
         # Who waits, and for which MSHR. A probe waits for that of its line; one behind it whose
         # line is the same, and that came too soon to see the MSHR, waits for the same.
@@ -476,11 +508,11 @@ class TagCache(wiring.Component):
         c2_place = Signal(config.waiting_bits)
         c5_tail = Signal(config.waiting_bits)
         c5_pops = Signal()
-        renews = Signal(config.mshrs)
+        c5_renews = Signal()
         renewed = Signal(config.mshrs)
         renewed_before = Signal(config.mshrs)
         replaced = Signal(config.mshrs)  # a probe on the list has taken a new MSHR
-        m.d.comb += renews.eq(waits_for & (c4_waits & ~closed).replicate(config.mshrs))
+        m.d.comb += renewed.eq(c5_waits_for & c5_renews.replicate(config.mshrs))
         m.d.sync += [
             c2_place.eq(c1_place),
             c3_place.eq(c2_place),
@@ -489,7 +521,7 @@ class TagCache(wiring.Component):
             c5_tail.eq(waiting.tail),
             c5_pops.eq(c4_pops),
             replaced.eq(new_mshr & (allocates & c4_replay).replicate(config.mshrs)),
-            renewed.eq(renews),
+            c5_renews.eq(c4_waits & ~closed),
             renewed_before.eq(renewed),
             dead.eq(dying),
         ]
@@ -503,32 +535,32 @@ class TagCache(wiring.Component):
                 c5_pops & miss.filled[number] & miss.valid[number] & (last == c5_place)
             )
         wake = Signal()
+        wake_mshr = Signal()
         m.d.comb += miss.free.eq(dead & ~renewed & ~renewed_before)
-        m.d.sync += wake.eq(
-            miss.arrived
-            | miss.free.any()
-            | (renewed & miss.filled).any()
-            | alone
-            | (c4_waits & closed & waiting.empty)
-            | maintained
-        )
+        m.d.sync += [
+            wake.eq(miss.arrived | alone | (c4_waits & closed & waiting.empty) | maintained),
+            wake_mshr.eq(miss.free.any() | (renewed & miss.filled).any()),
+        ]
         m.d.comb += [
-            waiting.wake.eq(wake),
+            waiting.wake.eq(wake | wake_mshr),
             waiting.hold.eq(keeper.close | ~self.room | self.again),
             self.waiting_valid.eq(~waiting.empty),
             self.waiting.eq(waiting.head_ticket),
         ]
 
         # Tag stores on the list keep their place in the store buffer.
+        c5_stores = Signal()
+        c5_detail = Signal(detail_layout(config))
+        m.d.sync += c5_stores.eq(c4_stores)
         m.d.comb += [
             self.store_ready.eq(stores.ready),
             self.store_slot.eq(stores.slot),
             stores.write.eq(self.store),
             stores.secret_write_tags.eq(self.secret_store_tags),
-            stores.waits.eq(c4_waits & c4_stores),
-            stores.waits_slot.eq(c4_detail.store),
-            stores.leaves.eq(c4_pops & c4_stores),
-            stores.leaves_slot.eq(c4_detail.store),
+            stores.waits.eq(c5_waits & c5_stores),
+            stores.waits_slot.eq(c5_detail.store),
+            stores.leaves.eq(c5_pops & c5_stores),
+            stores.leaves_slot.eq(c5_detail.store),
         ]
 
         # Maintenance at the head of the list is the keeper's.
@@ -549,7 +581,6 @@ class TagCache(wiring.Component):
         # c5, c6: on the way to the check.
         c5_valid = Signal()
         c6_valid = Signal()
-        c5_detail = Signal(detail_layout(config))
         c6_detail = Signal(detail_layout(config))
         c5_refusal = Signal(Refusal)
         c6_refusal = Signal(Refusal)
@@ -613,14 +644,17 @@ class TagCache(wiring.Component):
                 m.d.comb += array.flip_directory.eq(self.flips.payload.entry)
 
         # Reports of errors are secret: a cell that is stuck shows only under one value.
+        secret_counts = Signal()
+        m.d.sync += secret_counts.eq((keeper.evict_write | keeper.scrubbed) & self.secret_errors)
         with m.If(keeper.evict_write & self.secret_damaged):
             m.d.sync += self.secret_lost.eq(1)
-        with m.If((keeper.evict_write | keeper.scrubbed) & self.secret_errors):
-            with m.If(~self.secret_corrections.all()):
-                m.d.sync += self.secret_corrections.eq(self.secret_corrections + 1)
+        with m.If(secret_counts & ~self.secret_corrections.all()):
+            m.d.sync += self.secret_corrections.eq(self.secret_corrections + 1)
 
         # What follows on a closed list would have to wait there: rather at the door.
-        m.d.sync += self.pause.eq(keeper.close | waiting.replays | ~waiting.room | closed)
+        shut = Signal(init=1)
+        m.d.sync += shut.eq(keeper.closes | ~waiting.room | closed)
+        m.d.comb += self.pause.eq(shut | waiting.replays)
         m.d.comb += [
             self.storage_error.eq(miss.storage_error),
             self.ready.eq(keeper.ready),

@@ -46,8 +46,8 @@ class TagCheck(wiring.Component):
     secret_corrected : ``Out(64)``
         The tags whose codes stood at ``secret_codes`` in the cycle before, corrected.
     secret_damaged, secret_errors : ``Out(1)``
-        Of the same codes: some granule is damaged; some granule had one flipped bit. Two LUTs
-        behind a register.
+        Of the same codes: some granule is damaged, of those that the probe touches if there was
+        one; some granule had one flipped bit. Two LUTs behind a register.
     """
 
     valid: Signal
@@ -88,7 +88,8 @@ class TagCheck(wiring.Component):
         # left to do is done in the second cycle. A difference of two bits is one in two pairs of
         # bits, or in both bits of a pair. What does not concern a lane goes through the reset of
         # its registers, which costs no LUT behind the memory: granules that no check touches do
-        # not differ, and where tags are all ones without a look, all lanes hold that.
+        # not differ, those that a probe does not touch are not damaged, and where tags are all ones
+        # without a look, all lanes hold that.
         refused = self.refusal != Refusal.NONE
         decided = detail.kind == ProbeKind.NONE
         checks = detail.kind == ProbeKind.CHECK
@@ -120,6 +121,8 @@ class TagCheck(wiring.Component):
             ]
             with m.If(~(detail.mask[n] & secret_checks)):
                 m.d.sync += [secret_pairs[n].eq(0), secret_pair[n].eq(0)]
+            with m.If(self.valid & ~detail.mask[n]):
+                m.d.sync += secret_damage[n].eq(0)
         with m.If(ones):
             m.d.sync += secret_tags.eq(~0)
         m.d.comb += [
@@ -189,11 +192,9 @@ class TagCheck(wiring.Component):
         # first granule of the mask fails.
         secret_failing = Signal(config.word_granules)
         secret_fails = Signal()
-        secret_damaged = Signal()
         m.d.comb += [
             secret_failing.eq(secret_pairs | secret_pair),
             secret_fails.eq(secret_failing.any()),
-            secret_damaged.eq((secret_damage & s1_mask).any()),
         ]
         begins = ~(s1_mask << 1)[: config.word_granules]
         first_word = (~s1_ticket.second).replicate(config.word_granules)
@@ -212,9 +213,9 @@ class TagCheck(wiring.Component):
             # granule that is damaged fails: ASYNC, TAG_CHECK_FAULT, and both for UNCORRECTABLE.
             Value.cast(secret_finding.outcome).eq(
                 Cat(
-                    Mux(secret_asynchronous, secret_fails & ~secret_damaged, given[0]),
-                    Mux(secret_lenient, secret_damaged, secret_fails | given[1]),
-                    (secret_reads & secret_damaged) | given[2],
+                    Mux(secret_asynchronous, secret_fails & ~self.secret_damaged, given[0]),
+                    Mux(secret_lenient, self.secret_damaged, secret_fails | given[1]),
+                    (secret_reads & self.secret_damaged) | given[2],
                 )
             ),
             secret_finding.index.eq(_first(secret_failing) | secret_given.index),
@@ -225,7 +226,7 @@ class TagCheck(wiring.Component):
             secret_finding.tag.eq(_any_of(masked)),
             secret_result_tags.eq(secret_tags),
         ]
-        with m.If(secret_lenient & ~secret_damaged):
+        with m.If(secret_lenient & ~self.secret_damaged):
             m.d.sync += [
                 secret_finding.index.eq(0),
                 secret_finding.exact.eq(0),
@@ -256,14 +257,13 @@ def _any_of(words: list[Value]) -> Value:
 
 
 def _first(flags: Value) -> Value:
-    """The number of the lowest bit that is set; 0 if none is.
-
-    Level by level, each node joins two that tell whether a bit is set and where.
-    """
-    nodes: list[tuple[Value, Value]] = [(flag, Const(0, 0)) for flag in flags]
-    while len(nodes) > 1:
-        nodes = [
-            (low | high, Cat(Mux(low, low_at, high_at), ~low & high))
-            for (low, low_at), (high, high_at) in zip(nodes[::2], nodes[1::2], strict=True)
-        ]
-    return nodes[0][1]
+    """The number of the lowest bit that is set; 0 if none is."""
+    if len(flags) == 1:
+        return Const(0, 0)
+    half = len(flags) // 2
+    low, high = flags[:half], flags[half:]
+    in_low = low.any()
+    return Cat(
+        Mux(in_low, _first(low), _first(high)),
+        ~in_low & high.any(),
+    )

@@ -1,6 +1,6 @@
 """The waiting list: probes whose line is not in the cache, in order."""
 
-from amaranth.hdl import Assert, Module, Signal
+from amaranth.hdl import Assert, Module, Mux, Signal
 from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -9,7 +9,7 @@ from .layouts import detail_layout, ticket_layout
 
 __all__ = ["WaitingList"]
 
-UNDER_WAY = 9
+UNDER_WAY = 11
 """Probes that may come onto the list after it has told that it has no room; and one more."""
 
 
@@ -136,10 +136,16 @@ class WaitingList(wiring.Component):
             m.d.sync += self.tail.eq(self.tail + 1)
         with m.If(self.pop):
             m.d.sync += head.eq(head + 1)
-        with m.If(self.push & ~self.pop):
-            m.d.sync += [count.eq(count + 1), self.empty.eq(0)]
-        with m.Elif(self.pop & ~self.push):
-            m.d.sync += [count.eq(count - 1), self.empty.eq(count == 1)]
+        # The list is shorter than what the numbers of its places tell apart.
+        pushed = Signal()
+        popped = Signal()
+        last = (head + 1)[: len(head)] == self.tail
+        m.d.sync += [
+            self.empty.eq(~self.push & (self.empty | (self.pop & last))),
+            pushed.eq(self.push),
+            popped.eq(self.pop),
+            count.eq(count + pushed - popped),
+        ]
         # One place stays free, or else a full list would look like one that is all replayed.
         m.d.sync += self.room.eq(count < config.waiting - UNDER_WAY)
 
@@ -149,16 +155,17 @@ class WaitingList(wiring.Component):
         woken = Signal()
         issue = Signal(config.waiting_bits)
         goes = Signal()
-        left = Signal()  # there is one that was not replayed yet
+        may = Signal()  # it is awake, and there is one that was not replayed yet
         m.d.comb += [
-            left.eq(issue != self.tail),
             goes.eq(self.replay & ~self.hold),
             words_read.addr.eq(issue),
             # Planned a cycle ahead, so that the door hears of it early.
-            self.replays.eq(awake & left & ~self.replay & ~self.fail),
+            self.replays.eq(may & ~self.replay),
         ]
         m.d.sync += [
-            self.replay.eq(self.replays),
+            # A probe that comes in this cycle is seen in the next one.
+            may.eq(awake & ~self.fail & (Mux(goes, (issue + 1)[: len(issue)], issue) != self.tail)),
+            self.replay.eq(self.replays & ~self.fail),
             self.word_valid.eq(goes),
             self.word.eq(words_read.data),
             self.place.eq(issue),
@@ -177,8 +184,10 @@ class WaitingList(wiring.Component):
             m.d.sync += [awake.eq(1), woken.eq(self.wake)]
 
         m.d.sync += [
-            Assert(~self.push | (count != config.waiting - 1), "the waiting list overflows"),
-            Assert(~self.pop | (count != 0), "a probe leaves the waiting list, which is empty"),
+            Assert(
+                ~self.push | ((self.tail + 1)[: len(head)] != head), "the waiting list overflows"
+            ),
+            Assert(~self.pop | ~self.empty, "a probe leaves the waiting list, which is empty"),
             Assert(~(self.pop & self.fail), "a replay finds its line, and must wait on"),
         ]
         return m

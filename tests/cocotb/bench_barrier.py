@@ -43,7 +43,7 @@ DECIDED, COMING, RESULT = 5, 7, 9
 """Cycles from a word's slot until it may be on the waiting list, and to its finding."""
 WAITING = 16
 """Words on the waiting list at most."""
-LIST_MARGIN = 10
+LIST_MARGIN = 11
 """Slots in which a word may still be on its way to the list."""
 HARMLESS = (Outcome.PASS.value, Outcome.ASYNC.value)
 
@@ -158,6 +158,10 @@ class BarrierBench(Bench):
         self.replays_from = 0
         self.second: Word | None = None
         """Its slot is the next one."""
+        self.planned: Word | None = None
+        """The word that is replayed in the next cycle."""
+        self.are_free = self.were_free = False, False
+        """May an access be admitted in the next cycle, and a tag store; and in this one?"""
         self.waits = 0.0
         self.room = False
         self.waited = 0
@@ -220,21 +224,26 @@ class BarrierBench(Bench):
             self.list.append(word)
             self.waited += 1
 
-        # A second word takes its slot whatever happens; else the list may be replayed.
+        # A second word takes its slot whatever happens; else the list may be replayed, for which
+        # the door is shut a cycle ahead.
         pauses = self.pauses["pause"]()
         pauses |= len(self.list) + len(self.deciding) > WAITING - LIST_MARGIN
         if self.second is not None:
             self.enter(self.second)
             self.second = None
-        elif now >= self.replays_from and self.room:
-            waiting = [word for word in self.list if word not in self.leaving.values()]
-            if waiting and not self.pauses["replay"]():
-                self.leaving[now + DECIDED] = waiting[0]
-                self.coming[now + COMING] = waiting[0]
-                pauses = True
+        elif self.planned and self.room:
+            self.leaving[now + DECIDED] = self.planned
+            self.coming[now + COMING] = self.planned
+        waiting = [word for word in self.list if word not in self.leaving.values()]
+        self.planned = None
+        if waiting and now >= self.replays_from and self.room and not self.pauses["replay"]():
+            self.planned = waiting[0]
+            pauses = True
+        self.were_free = self.are_free
+        self.are_free = not pauses, not self.pauses["store"]()
         drive = self.inputs
         drive["pause"].drive(int(pauses))
-        drive["store_ready"].drive(int(not self.pauses["store"]()))
+        drive["store_ready"].drive(int(self.are_free[1]))
         drive["store_slot"].drive(now % (1 << CONFIG.store_bits))
         drive["waiting_valid"].drive(int(bool(self.list)))
         if self.list:
@@ -331,12 +340,12 @@ class BarrierBench(Bench):
         stores = False
         if dut.admitted_valid.value:
             admitted = self.admitted.unpack(int(dut.admitted.value))
-            self.expect(not dut.pause.value, "admitted in a pause")
+            self.expect(self.were_free[0], "admitted in a pause")
             access = self.match(admitted)
             stores = access.op in (Op.STG, Op.STGM)
             self.admit(access, admitted)
             if stores:
-                self.expect(dut.store_ready.value, "a tag store without a place")
+                self.expect(self.were_free[1], "a tag store without a place")
                 self.expect(admitted["store"] == int(dut.store_slot.value), "a wrong place")
                 self.check_stored(access, int(dut.secret_store_tags.value))
         self.expect(bool(dut.store.value) == stores, f"store is not {stores}")

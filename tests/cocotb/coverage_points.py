@@ -395,7 +395,9 @@ class Observer:
                 point.missed = True
             elif point.group == "access" or cache.waiting_valid.value:
                 point.waited = True
-        if self._keeper.evict_start.value and self._keeper.after_evict.value:
+        if self._keeper.evict_start.value and not (
+            self._keeper.serves_mshr.value or self._keeper.evict_zero.value
+        ):
             self._head().written = True
         if cache.check_valid.value:
             self._leave(int(cache.check_detail.value))

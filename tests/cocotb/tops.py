@@ -160,8 +160,11 @@ class CacheDoor(wiring.Component):
         stores = probe.detail.kind == ProbeKind.STORE
         admits = Signal()
         shut = Signal()
+        opened = Signal()  # the cache tells a cycle ahead
+        store_opened = Signal()
+        m.d.sync += [opened.eq(~cache.pause), store_opened.eq(cache.store_ready)]
         m.d.comb += [
-            self.probe.ready.eq(~cache.pause & ~shut & (~stores | cache.store_ready)),
+            self.probe.ready.eq(opened & ~shut & (~stores | store_opened)),
             admits.eq(self.probe.valid & self.probe.ready),
             cache.store.eq(admits & stores),
             cache.secret_store_tags.eq(probe.tags),

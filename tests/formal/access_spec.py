@@ -2,7 +2,7 @@
 
 from access_reference import AccessReference, documented, touches_two
 from amaranth.hdl import Assert, Assume, Cat, Const, Cover, Module, Signal, Value
-from emte.rtl.access import touches_two as decoder_touches_two
+from emte.rtl.access import may_touch_two, reaches_on
 from emte.rtl.layouts import Memory, Op, Outcome, ProbeKind, admitted_layout, map_layout
 from unit_spec import UnitSpec
 
@@ -41,10 +41,10 @@ class AccessDecoderSpec(UnitSpec):
             Assume(started | ~unit.admitted_valid, "it did so before the first access"),
         ]
 
-        # The barrier tells what the decoder's own function says.
+        # The barrier tells what the decoder's own functions say.
         two = Signal()
         m.d.comb += [
-            two.eq(decoder_touches_two(unit.admitted.access)),
+            two.eq(may_touch_two(unit.admitted.access) & reaches_on(unit.admitted.access)),
             Assume(~unit.admitted_valid | (unit.admitted.two == two), "the barrier tells of two"),
         ]
 

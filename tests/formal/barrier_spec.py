@@ -192,11 +192,14 @@ class SpeculationBarrierSpec(UnitSpec):
         # Admitted accesses take free places. There are enough, or the door is shut.
         first, second = Signal(WORDS), Signal(WORDS)  # one-hot
         free = Cat(~place.valid for place in words)
+        was_paused = Signal()
         m.d.comb += [
             first.eq(free & (~free + 1)),
             second.eq((free & ~first) & (~(free & ~first) + 1)),
-            Assume(unit.pause | (second != 0), "the pipeline is not endless"),
+            Assume(~unit.admitted_valid | (second != 0), "the pipeline pauses in time"),
+            Assert(~unit.admitted_valid | ~was_paused, "an access is admitted in a pause"),
         ]
+        m.d.sync += was_paused.eq(unit.pause)
         choice = Signal(range(WORDS))
         m.d.comb += choice.eq(AnySeq(len(choice)))
         coming = Signal(word)

@@ -348,7 +348,7 @@ def models(followed: Followed) -> dict[str, type]:
             word = Signal(config.word_index_bits)
             evict_word = Signal(config.word_index_bits)
             reading, issued = Signal(READ_LATENCY), Signal()
-            steps = Signal(range(READ_LATENCY + 2))
+            steps = Signal(range(READ_LATENCY + 3))
             maintaining = Signal()
             value = Array(f.entries)[way]
             tag, valid = value[:-1], value[-1]
@@ -360,6 +360,7 @@ def models(followed: Followed) -> dict[str, type]:
             )
             m.d.comb += [
                 self.close.eq(close),
+                self.closes.eq(close),
                 self.owns.eq(owns),
                 self.enter.eq(enter),
                 self.touch.eq(touch),
@@ -373,7 +374,12 @@ def models(followed: Followed) -> dict[str, type]:
                 self.evict_line.eq(tag),
                 self.evict_word.eq(evict_word),
             ]
-            m.d.sync += [enter.eq(0), touch.eq(0), reading.eq(Cat(issued, reading))]
+            m.d.sync += [
+                close.eq(self.closes),
+                enter.eq(0),
+                touch.eq(0),
+                reading.eq(Cat(issued, reading)),
+            ]
             goes = Signal()
             m.d.comb += goes.eq(AnySeq(1))
             with m.FSM() as fsm:
@@ -383,7 +389,7 @@ def models(followed: Followed) -> dict[str, type]:
                 with m.State("OPEN"):
                     m.d.comb += self.idle.eq(~self.unsettled & ~self.maintain)
                     with m.If(goes):
-                        m.d.sync += close.eq(1)
+                        m.d.comb += self.closes.eq(1)
                         m.next = "CLOSE"
                 with m.State("CLOSE"):
                     m.next = "CLOSE_2"
@@ -403,7 +409,8 @@ def models(followed: Followed) -> dict[str, type]:
                         with m.If(goes):
                             m.next = "LOOK"
                         with m.Else():
-                            m.d.sync += [close.eq(0), owns.eq(0)]
+                            m.d.comb += self.closes.eq(0)
+                            m.d.sync += owns.eq(0)
                             m.next = "OPEN"
                 with m.State("LOOK"):
                     # The dirty bits are there in the next cycle.
@@ -468,7 +475,8 @@ def models(followed: Followed) -> dict[str, type]:
                     m.next = "AGAIN"
                 with m.State("SCRUB"):
                     m.d.sync += steps.eq(steps + 1)
-                    with m.If(steps == READ_LATENCY):
+                    # What was on its way to the array when the step began is there by the read.
+                    with m.If(steps == READ_LATENCY + 2):
                         m.d.comb += [self.rewrite.eq(1), self.scrubbed.eq(1)]
                         m.d.sync += enter.eq(1 << way)
                         m.next = "AGAIN"

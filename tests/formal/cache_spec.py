@@ -81,14 +81,15 @@ class TagCacheSpec(UnitSpec):
 
         # The door.
         admits, second, comes, detailed = (Signal() for _ in range(4))
+        opened, store_opened = Signal(), Signal()  # as of the cycle before
         stores = [Signal(name=f"stores_{n}") for n in range(3)]
         slots = [Signal(config.store_bits, name=f"slots_{n}") for n in range(2)]
         word = Signal(config.word_address_bits)
         detail = unit.detail
         ours = word == Cat(f.index, f.line)
         m.d.comb += [
-            admits.eq(AnySeq(1) & ~unit.pause & ~unit.again),
-            stores[0].eq(admits & unit.store_ready & AnySeq(1)),
+            admits.eq(AnySeq(1) & opened & ~unit.again),
+            stores[0].eq(admits & store_opened & AnySeq(1)),
             unit.store.eq(stores[0]),
             unit.secret_store_tags.eq(AnySeq(config.word_bits)),
             unit.word.eq(AnySeq(config.word_address_bits)),
@@ -108,6 +109,8 @@ class TagCacheSpec(UnitSpec):
             Assume(~detailed | (detail.ticket.number[1] == ours), "a ticket tells the word"),
         ]
         m.d.sync += [
+            opened.eq(~unit.pause),
+            store_opened.eq(unit.store_ready),
             comes.eq(admits | unit.again),
             second.eq(unit.again),
             Cat(stores[1:]).eq(Cat(stores)),
@@ -228,7 +231,7 @@ class TagCacheSpec(UnitSpec):
             for way in range(config.ways)
             for other in range(way)
         ).all()
-        hits = self.see(m, "c4_hits", config.ways)
+        hits = self.see(m, "changed", config.ways)
         line = self.see(m, "c4_word", config.word_address_bits)[config.word_index_bits :]
         uses = self.see(m, "c4_used", 1) & (line == f.line)
         looks = (shown.kind == ProbeKind.CHECK) | (shown.kind == ProbeKind.LOAD)

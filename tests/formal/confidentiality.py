@@ -48,6 +48,7 @@ SECRETS = {
     "check.secret_corrected",
     # Errors of stored tags: a cell that is stuck errs under some tags only.
     "cache.secret_corrections",
+    "cache.secret_counts",
     "cache.secret_lost",
     "cache.secret_rewrites",
     "check.secret_damage",

@@ -29,9 +29,9 @@ class StoreBufferSpec(UnitSpec):
     unit : :class:`amaranth.lib.wiring.Component`
         What is to be held to it, instead of the buffer of that geometry.
 
-    Assumed of the cache: a tag is stored only while there is place; the tag store comes to the
-    decision a fixed number of cycles later, no more than ``UNDER_WAY``, and goes onto the list then
-    or is done; no more than the list holds wait there; they leave in their order.
+    Assumed of the cache: a tag is stored only if there was place in the cycle before; the tag store
+    comes to the decision a fixed number of cycles later, no more than ``UNDER_WAY``, and goes onto
+    the list then or is done; no more than the list holds wait there; they leave in their order.
     """
 
     def __init__(
@@ -54,12 +54,14 @@ class StoreBufferSpec(UnitSpec):
         for valid, slot in zip(ages, slots, strict=True):
             m.d.sync += [valid.eq(before_valid), slot.eq(before_slot)]
             before_valid, before_slot = valid, slot
+        was_ready = Signal()
+        m.d.sync += was_ready.eq(unit.ready)
         decided = Cat(ages).bit_select(delay, 1)
         decided_slot = Cat(slots).word_select(delay, config.store_bits)
         m.d.comb += [
             delay.eq(AnyConst(len(delay))),
             Assume(delay < UNDER_WAY, "no more are under way"),
-            Assume(~unit.write | unit.ready, "only while there is place"),
+            Assume(~unit.write | was_ready, "only while there is place"),
             Assume(~unit.waits | (decided & (unit.waits_slot == decided_slot)), "it is decided"),
         ]
         flying = Signal(depth)
@@ -115,11 +117,21 @@ class StoreBufferSpec(UnitSpec):
             waiting = self.see(m, "waiting", range(config.waiting + 1))
             reach = Signal(config.store_bits)
             undecided = Signal(range(UNDER_WAY + 1))
+            # How far it reached in the cycles before: it grows by one at a time, but where a tag
+            # store goes onto the list that was empty.
+            before = [Signal(config.store_bits, name=f"reach_{n + 1}") for n in range(3)]
+            for then, now in zip(before, (reach, *before), strict=False):
+                m.d.sync += then.eq(now)
+                m.d.comb += Assert(
+                    (now <= then + 1) | (now <= UNDER_WAY + 2), "lemma 8: it grows slowly"
+                )
             m.d.comb += [
                 reach.eq(unit.slot - oldest_seen),
                 undecided.eq(sum(valid & (delay >= age) for age, valid in enumerate(ages))),
                 Assert(waiting == sum(listed), "lemma 2: as many as are counted"),
-                Assert(reach < depth - UNDER_WAY, "lemma 3: the ring does not reach round"),
+                Assert(reach < depth - 2, "lemma 3: the ring does not reach round"),
+                Assert(self.see(m, "ahead", config.store_bits) == before[0], "lemma 6: ahead"),
+                Assert(~unit.ready | (before[1] < depth - UNDER_WAY), "lemma 7: ready"),
             ]
             for age, slot in enumerate(slots):
                 back = (unit.slot - sum(ages[: age + 1]))[: config.store_bits]

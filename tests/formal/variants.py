@@ -144,7 +144,7 @@ class CorrectionTakesTime(Wrapper):
 
     Unit = TagCache
     replaced = ("pause",)
-    differing = frozenset({"access__ready"})
+    differing = frozenset({"next:barrier.door.leave"})
 
     def change(self, m: Module) -> None:
         m.d.comb += self.pause.eq(self.unit.pause | self.secret_errors)

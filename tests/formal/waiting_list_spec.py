@@ -15,7 +15,7 @@ __all__ = ["DECISION", "PATIENCE", "WaitingListSpec"]
 DECISION = 6
 """Cycles from a replay to what becomes of it, at the most."""
 
-BEGIN = 3
+BEGIN = 4
 """Cycles from a call to the beginning of a replay."""
 
 PATIENCE = BEGIN + DECISION
@@ -35,7 +35,7 @@ class WaitingListSpec(UnitSpec):
         What is to be held to it, instead of the list of that geometry.
 
     Assumed of the cache: it is decided about a replay a fixed number of cycles after it began, and
-    then only if it is live; no more than ``UNDER_WAY`` - 2 probes come while there is no room.
+    then only if it is live; no more than ``UNDER_WAY`` - 3 probes come while there is no room.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class WaitingListSpec(UnitSpec):
             m.d.sync += late.eq(0)
         with m.Elif(unit.push):
             m.d.sync += late.eq(late + 1)
-        m.d.comb += Assume(unit.room | ~unit.push | (late < UNDER_WAY - 2), "no more are under way")
+        m.d.comb += Assume(unit.room | ~unit.push | (late < UNDER_WAY - 3), "no more are under way")
 
         # Replays under way, the youngest first.
         delay = Signal(range(DECISION))
@@ -170,15 +170,22 @@ class WaitingListSpec(UnitSpec):
                 return Cat(memory).word_select(place, len(memory[0]))
 
             awake, woken = self.see(m, "awake", 1), self.see(m, "woken", 1)
-            begins = Mux(awake, Mux(unit.replay, 2, 1 + held), 0)
+            may = self.see(m, "may", 1)
+            begins = Mux(awake, Mux(unit.replay, 3, Mux(may, 2 + held, 1 + held)), 0)
             oldest = [(under_way[age], BEGIN + age) for age in reversed(range(DECISION + 1))]
             limit = first_of(*oldest, default=begins)
             room = Mux(
-                unit.room, count < depth - UNDER_WAY + 1, count <= depth - UNDER_WAY + 1 + late
+                unit.room, count < depth - UNDER_WAY + 2, count <= depth - UNDER_WAY + 2 + late
             )
             m.d.comb += [
                 Assert(self.see(m, "head", config.waiting_bits) == head, "lemma 3: the head"),
-                Assert(self.see(m, "count", range(depth + 1)) == count, "lemma 4: the count"),
+                Assert(
+                    self.see(m, "count", range(depth + 1)) + self.see(m, "pushed", 1)
+                    == count + self.see(m, "popped", 1),
+                    "lemma 4: the count",
+                ),
+                Assert(~(may | unit.replay) | (issue != unit.tail), "lemma 15: there is one"),
+                Assert(awake | ~(may | unit.replay), "lemma 16: no replay of a list that sleeps"),
                 Assert(
                     (issue - head)[: config.waiting_bits] == sum(under_way), "lemma 5: under way"
                 ),

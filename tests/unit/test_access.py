@@ -9,7 +9,7 @@ import pytest
 from amaranth.hdl import Module
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out, Signature
-from emte.rtl.access import AccessDecoder, touches_two
+from emte.rtl.access import AccessDecoder, may_touch_two, reaches_on
 from emte.rtl.config import SMALL, TagConfig
 from emte.rtl.layouts import (
     CheckMode,
@@ -884,14 +884,14 @@ def test_timing_two_words():
 
 
 class Two(wiring.Component):
-    """The function :func:`touches_two` of what is at the port."""
+    """What the door asks of an access."""
 
     access: In(admitted_layout(CONFIG)["access"].shape)
     two: Out(1)
 
     def elaborate(self, platform):
         m = Module()
-        m.d.comb += self.two.eq(touches_two(self.access))
+        m.d.comb += self.two.eq(may_touch_two(self.access) & reaches_on(self.access))
         return m
 
 

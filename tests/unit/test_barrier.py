@@ -153,6 +153,9 @@ class Bench:
         self.tfsr = {"el0": 0, "el1": 0}
         self.now = 0
         self.had_room = 0
+        self.had_store_ready = False
+        self.paused = False
+        self.plans = False
 
     def offer(self, branches=(), *, id=None, half=0, el0=0, op=None, tags=0, two=0, low=0):
         """Offer an access from the next cycle on. Returns it."""
@@ -195,15 +198,19 @@ class Bench:
         replay=True,
     ):
         """One cycle. ``resolve`` is a branch and whether it was mispredicted; ``take`` tells
-        whether ``verdict`` is ready; ``find`` gives what is found out about a word, ``waits`` tells
-        whether it goes onto the waiting list first, ``replay`` whether the head may leave it.
+        whether ``verdict`` is ready; ``pause`` and ``store_ready`` are of the next cycle; ``find``
+        gives what is found out about a word, ``waits`` tells whether it goes onto the waiting list
+        first, ``replay`` whether the head may leave it, from the next cycle on.
         Returns the access whose verdict was transferred."""
         dut, ctx = self.dut, self.ctx
         self.now += 1
-        if self.second or len(self.list) > 8:
-            replay = False
-            pause |= not self.second
-        replay &= bool(self.list) and not self.replayed and bool(self.had_room)
+        # A replay is planned a cycle ahead; that of a second word keeps it off.
+        replays = self.plans and not self.second
+        may_replay = self.list and not (self.replayed or replays) and len(self.list) <= 8
+        self.plans = bool(replay and may_replay and self.had_room)
+        pause = pause or self.plans or len(self.list) > 8
+        was_paused, self.paused = self.paused, pause
+        had_store_ready, self.had_store_ready = self.had_store_ready, store_ready
         ctx.set(dut.access.valid, self.offered is not None)
         if self.offered is not None:
             ctx.set(dut.access.payload.as_value(), self.payload)
@@ -211,7 +218,7 @@ class Bench:
         ctx.set(dut.resolve.branch, resolve[0] if resolve else 0)
         ctx.set(dut.resolve.mispredicted, bool(resolve and resolve[1]))
         ctx.set(dut.verdict.ready, take)
-        ctx.set(dut.pause, pause or replay or len(self.list) > 8)
+        ctx.set(dut.pause, pause)
         ctx.set(dut.store_ready, store_ready)
         ctx.set(dut.store_slot, self.now % 16)
         ctx.set(dut.waiting_valid, bool(self.list))
@@ -237,16 +244,16 @@ class Bench:
             assert not admitted_valid, "the slot is taken by a second word"
             self.words.append(self.second)
             self.second = None
-        if replay:
+        if replays:
             self.replayed = True
             self.words.append(changed(self.list[0], slot=self.now))
         if admitted_valid:
-            assert not pause
-            assert not replay
+            assert not was_paused
+            assert not replays
             access = self._look_at_admitted(admitted)
             assert store == (access.op in (Op.STG, Op.STGM))
             if store:
-                assert store_ready
+                assert had_store_ready
                 assert admitted.store == self.now % 16
                 tags = access.fields["access"]["tags"]
                 assert store_tags == (tags if access.op is Op.STGM else tags % 16 * (2**64 // 15))

@@ -25,6 +25,7 @@ def test_init(parks):
     assert dut.parks == parks
     assert dut.signature == Signature(
         {
+            "resolving": In(3),
             "resolved": In(3),
             "wrong": In(3),
             "allocate": In(1),
@@ -33,6 +34,7 @@ def test_init(parks):
             "two": In(1),
             "available": Out(1),
             "slot": Out(3),
+            "stays_available": Out(1),
             "finish": In(1),
             "finish_slot": In(3),
             "picked": Out(1),

@@ -438,7 +438,7 @@ def test_sim_random(config, paused, rng, seed):
 
     async def scenario():
         for ready in (1, 0.5, 0.1, 1):
-            await bench.traffic(500, ready=ready)
+            await bench.traffic(800, ready=ready)
         await bench.traffic(0, ready=1, drain=True)
         while bench.dirty or not bench.get("idle"):
             await bench.traffic(100, ready=1, drain=True)

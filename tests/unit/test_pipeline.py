@@ -518,7 +518,7 @@ def test_timing_hit(mismatch):
 
 @pytest.mark.parametrize("ways", [1, 2, 4, 8])
 def test_timing_miss(ways):
-    """A miss adds 34 cycles, one for each way and MSHR, and the latency, if its victim is clean."""
+    """With little latency, a miss adds 33 cycles, one for each word of the line, way and MSHR."""
     latency = 5
     config = TagConfig(sets=2, ways=ways, held=4)
     bench = Bench(config, latency=latency)
@@ -531,7 +531,7 @@ def test_timing_miss(ways):
             await bench.wait_until_idle()
             await bench.play([step])
         step, cycle = bench.verdicts[1]
-        assert cycle - step.sent == 12 + 34 + ways + config.mshrs + latency
+        assert cycle - step.sent == 12 + 33 + config.line_words + ways + config.mshrs
 
     bench.run(scenario)
 

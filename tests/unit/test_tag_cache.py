@@ -99,6 +99,7 @@ class Bench:
         self.flying: dict[int, Probe] = {}
         self.tags: dict[int, int] = {}  # as the probes so far leave them
         self.room = itertools.repeat(1)
+        self.open = self.store_open = False
 
     def expect(self, probe: Probe) -> None:
         old = self.tags.get(probe.word, 0)
@@ -167,6 +168,8 @@ class Bench:
                 sum(DECODED[code] << 4 * n for n, code in enumerate(granules)),
                 sum((code in DAMAGED) << n for n, code in enumerate(granules)),
             )
+        # The door decides a cycle ahead.
+        self.open, self.store_open = not ctx.get(dut.pause), ctx.get(dut.store_ready)
         await ctx.tick()
         ctx.set(dut.room, next(self.room))
         self.cycle += 1
@@ -187,9 +190,9 @@ class Bench:
                 ctx.set(dut.detail.as_value(), detailed.detail)
             admitted = None
             ctx.set(dut.store, 0)
-            if todo and not gap and not ctx.get(dut.pause):
+            if todo and not gap and self.open:
                 probe = todo[-1]
-                if probe.kind is not STORE or ctx.get(dut.store_ready):
+                if probe.kind is not STORE or self.store_open:
                     admitted = todo.pop()
                     admitted.admitted = self.cycle
                     self.admit(ctx, admitted)
@@ -283,7 +286,7 @@ def test_init():
         "word": In(32),
         "again": In(1),
         "detail": In(detail_layout(ECP5)),
-        "pause": Out(1, init=1),
+        "pause": Out(1),
         "store_ready": Out(1),
         "store_slot": Out(4),
         "store": In(1),

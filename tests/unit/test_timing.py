@@ -140,6 +140,7 @@ PIPELINE_LABELS = {
 SCENES = {
     "door_resolve": Scene(
         unit=lambda: Door(SMALL),
+        inputs={"one_free": 1, "two_free": 1, "store_free": 1},
         labels={
             "A": {"access": {"id": 1, "branches": 0b01}},
             "B": {"access": {"id": 2, "branches": 0b11}},

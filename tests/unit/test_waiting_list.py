@@ -131,7 +131,7 @@ def test_sim_random(rng):
     pushed = []
 
     async def scenario(ctx, bench):
-        under_way = deque([None] * (UNDER_WAY - 2))
+        under_way = deque([None] * (UNDER_WAY - 3))
         for cycle in range(6000):
             if cycle % 100 == 0:
                 rate, arrival = rng.choice((0.05, 0.4, 1)), rng.choice((0.02, 0.2, 0.9))
@@ -203,7 +203,7 @@ def test_sim_as_many_as_may_come(rng):
     pushed = []
 
     async def scenario(ctx, bench):
-        under_way = deque([None] * (UNDER_WAY - 2))
+        under_way = deque([None] * (UNDER_WAY - 3))
         await bench.cycle(ctx)
         await bench.cycle(ctx)
         for number in range(40):
@@ -247,8 +247,8 @@ def test_timing_replay(rng):
 
     play(scenario, rng)
     first = gone.index(True)
-    # Woken, awake, planned, begun; then the decision.
-    assert first == 3 + DECISION
+    # Woken, awake, looked for, planned, begun; then the decision.
+    assert first == 4 + DECISION
     assert gone[first : first + 8] == [True, False] * 4
 
 
