@@ -43,7 +43,7 @@ def names_within(tree: ast.AST) -> Iterator[str]:
                 yield name
             case ast.Dict(keys):
                 yield from (key.value for key in keys if isinstance(key, ast.Constant))
-            case ast.Call(ast.Attribute(attr="State"), [ast.Constant(name)]):
+            case ast.Call(ast.Attribute(attr="State" | "state"), [ast.Constant(name)]):
                 yield name
 
 
