@@ -220,7 +220,7 @@ class SpeculationBarrier(wiring.Component):
             speculative.eq(door.speculative),
             two.eq(door.two),
             stores_tags.eq(door.tag_store),
-            inside.eq(door.valid),
+            inside.eq(door.valid | door.leave),
             door.one_free.eq(direct_free),
             door.two_free.eq(pair_free),
             door.store_free.eq(self.store_ready),
@@ -262,7 +262,7 @@ class SpeculationBarrier(wiring.Component):
                 door.speculative_free.eq(table.stays_available),
                 door.certain_free.eq(opens & ~(unparked_valid | table.picked | table.certain)),
                 self.admitted_valid.eq((door.leave & ~door.speculative) | unparked_goes),
-                inside.eq(door.valid | unparked_valid),
+                inside.eq(door.valid | door.leave | unparked_valid),
                 speculative.eq(0),
             ]
             m.d.sync += [

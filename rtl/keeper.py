@@ -528,7 +528,7 @@ class Keeper(wiring.Component):
                 self.evict_done.eq(last),
             ]
             at.goes("ENTER", last & serves_mshr)
-            at.goes("CLEANED", last & ~serves_mshr)
+            at.goes("LEAVE", last & ~serves_mshr)
 
         with m.If(self.evict_write):
             m.d.sync += evict_word.eq(evict_word + 1)
@@ -536,11 +536,9 @@ class Keeper(wiring.Component):
         # Maintenance: every way of one set, or of all.
         with at.state("VISIT"):
             at.goes("EVICT", after(8) & act & way_dirty)
-            at.goes("CLEANED", after(8) & ~(act & way_dirty))
+            at.goes("LEAVE", after(8) & ~(act & way_dirty))
 
         # The entry of a line that stays is written again, as it should be.
-        with at.state("CLEANED"):
-            at.goes("LEAVE")
         with at.state("LEAVE"):
             at.goes("NEXT")
 

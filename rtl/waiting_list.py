@@ -10,7 +10,7 @@ from .layouts import detail_layout, ticket_layout
 __all__ = ["WaitingList"]
 
 UNDER_WAY = 11
-"""Probes that may come onto the list after it has told that it has no room; and one more."""
+"""Probes that may come onto the list after so many are there that it has no room; and one more."""
 
 
 class WaitingList(wiring.Component):

@@ -234,8 +234,10 @@ class Bench:
             dut.verdict.valid,
             dut.verdict.payload,
             dut.tfsr,
+            dut.idle,
         )
-        accepted, admitted_valid, admitted, store, store_tags, valid, verdict, tfsr = sampled
+        accepted, admitted_valid, admitted, store, store_tags, valid, verdict, tfsr, idle = sampled
+        assert not (idle and admitted_valid), "idle, and an access enters"
         self.had_room = ctx.get(dut.room)  # of the next cycle
 
         assert plain(tfsr) == self.tfsr
@@ -651,6 +653,23 @@ def test_sim_delay_does_not_hold_the_door_for_other_branches():
         assert len(bench.verdicts) == 40 - 12
 
     play(DELAY, scenario)
+
+
+@pytest.mark.parametrize("config", TABLE_FORMS.values(), ids=TABLE_FORMS)
+def test_sim_not_idle_while_a_squashed_access_enters(config):
+    """It was let in when its squash was not known yet, and is in the pipeline from then on."""
+
+    async def scenario(bench):
+        access = bench.offer({0})
+        for _ in range(4):
+            await bench.cycle(pause=True)
+        await bench.cycle(resolve=(0, True), pause=True)
+        await bench.rest(40)
+        assert access.squashed
+        assert bool(access.admitted) == (config.barrier is Barrier.OBLIVIOUS)
+        assert not bench.verdicts
+
+    play(config, scenario)
 
 
 def test_sim_none_holds_nothing():
