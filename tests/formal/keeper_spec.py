@@ -131,7 +131,7 @@ class KeeperSpec(UnitSpec):
             m.d.comb += [
                 Assume(~asked | (request & (values == was)), f"{name} stays until it is served"),
                 Assume(~fell | ~request, f"{name} falls when it is served"),
-                Assert(~served | request, f"always: nothing was asked for at {name}"),
+                Assert(~served | request, f"nothing was asked for at {name}"),
             ]
 
         stays("unsettled", unit.settle, "unsettled_line", "busy_ways")
@@ -179,11 +179,11 @@ class KeeperSpec(UnitSpec):
             Assert(
                 ~unit.evict_start | unit.evict_ready, "always: a line for which there is no buffer"
             ),
-            Assert(~unit.evict_write | loading, "always: a word of no line"),
-            Assert(~unit.evict_done | (loading & all_words.all()), "always: words are missing"),
+            Assert(~unit.evict_write | loading, "a word of no line"),
+            Assert(~unit.evict_done | (loading & all_words.all()), "words are missing"),
             Assert(
                 ~unit.evict_write | (index[READ_LATENCY] == Cat(unit.evict_word, source)),
-                "always: a word from another place",
+                "a word from another place",
             ),
         ]
 
@@ -210,7 +210,7 @@ class KeeperSpec(UnitSpec):
         )
         m.d.sync += [settled.eq(good), settled_line.eq(unit.unsettled_line), settled_way.eq(chosen)]
         m.d.comb += [
-            Assert(~good | ~unit.busy_ways.bit_select(chosen, 1), "always: a busy way is chosen"),
+            Assert(~good | ~unit.busy_ways.bit_select(chosen, 1), "a busy way is chosen"),
             Assert(
                 ~good | ~free.any() | free.bit_select(chosen, 1),
                 "a line leaves, and there is a way with none",
@@ -232,7 +232,7 @@ class KeeperSpec(UnitSpec):
                     & unit.touch
                     & ~unit.keep_dirty
                 ),
-                "always: the line is not entered",
+                "the line is not entered",
             ),
         ]
 

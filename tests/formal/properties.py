@@ -484,8 +484,6 @@ PROPERTIES: tuple[Property, ...] = (
             lambda unit: KeeperSpec(CACHE, unit=unit),
             {
                 cache.DoorNotAwaited: "the arrays are taken while they are in use",
-                cache.BusyWayTaken: "a busy way is chosen",
-                cache.WordLeftOut: "words are missing",
             },
         ),
     ),
@@ -500,6 +498,8 @@ PROPERTIES: tuple[Property, ...] = (
         mutants=_mutants(
             lambda unit: KeeperSpec(CACHE, unit=unit),
             {
+                cache.BusyWayTaken: "a busy way is chosen",
+                cache.WordLeftOut: "words are missing",
                 cache.DirtyForgotten: "is clean, and its line is not written back",
                 cache.EntryUnread: "poisoned, and no entry is damaged",
             },
